@@ -1,0 +1,197 @@
+"""
+THE table: every span, attribute, instrument, unit and bucket that otel-llm emits.
+
+docs/telemetry.md and the dashboards are generated from it, and a test holds
+what is emitted to it. ``gen_ai.*`` names follow the OpenTelemetry GenAI
+conventions (open-telemetry/semantic-conventions-genai); ``gen_ai.latency.*``
+are the keys that vLLM and SGLang share; ``otel_llm.*`` are ours, for what no
+convention covers. A rename is a breaking change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from otel_llm.timeline import PHASES, UNSPLIT
+
+SCOPE: Final = "otel_llm"
+"""Instrumentation scope of all telemetry."""
+
+LATENCY_SECONDS: Final = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75,
+    1.25, 1.5, 1.75, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 17.5, 25.5, 40.5, 60.5, 90.5, 180.5, 600.5,
+)  # fmt: skip
+"""
+Times of a whole request or phase: steps of 1.2 to 1.5 where targets are set.
+
+No bound is an integer: ``le="1"`` and ``le="1.0"`` differ between OTLP and scrape.
+"""
+
+TOKEN_SECONDS: Final = (
+    0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075,
+    0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 0.75, 1.25, 2.5,
+)  # fmt: skip
+"""Times per output token: from a small model on a fast GPU to a large one on CPU."""
+
+Type = Literal["string", "int", "double", "boolean", "string[]"]
+Kind = Literal["histogram", "counter", "observable_counter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A key on a span or a metric."""
+
+    name: str
+    type: Type
+    description: str
+    values: tuple[str, ...] = ()
+    """All values that occur, where they are a closed set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """A metric."""
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    attributes: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+_OPERATIONS: Final = ("chat", "text_completion", "embeddings", "generate_content")
+_PHASES: Final = (*PHASES, UNSPLIT)
+
+ATTRIBUTES: Final = {
+    attribute.name: attribute
+    for attribute in (
+        Attribute("gen_ai.operation.name", "string", "What was asked for.", _OPERATIONS),
+        Attribute("gen_ai.provider.name", "string", "The engine: vllm, transformers, or the name given to `measured`."),
+        Attribute(
+            "gen_ai.request.model",
+            "string",
+            "The model. On metrics served names only, anything else is `_other`.",
+        ),
+        Attribute("gen_ai.request.id", "string", "The id that the caller or the server gave the request."),
+        Attribute("gen_ai.request.choice.count", "int", "Samples of one prompt, if more than one."),
+        Attribute("gen_ai.response.finish_reasons", "string[]", "Why generation stopped, one per sample."),
+        Attribute("gen_ai.usage.input_tokens", "int", "Prompt tokens, those from a cache included."),
+        Attribute("gen_ai.usage.cache_read.input_tokens", "int", "Prompt tokens whose KV entries came from a cache."),
+        Attribute("gen_ai.usage.output_tokens", "int", "Tokens generated, over all samples."),
+        Attribute("gen_ai.token.type", "string", "Kind of token counted.", ("input", "cached_input", "output")),
+        Attribute("gen_ai.latency.time_to_first_token", "double", "Seconds from request start to first output token."),
+        Attribute("gen_ai.latency.e2e", "double", "Seconds from request start to end."),
+        Attribute("gen_ai.latency.time_in_queue", "double", "Seconds in the phase `queue`."),
+        Attribute("gen_ai.latency.time_in_model_prefill", "double", "Seconds in the phase `prefill`."),
+        Attribute("gen_ai.latency.time_in_model_decode", "double", "Seconds in the phase `decode`."),
+        Attribute("gen_ai.latency.time_in_model_inference", "double", "Seconds in `prefill` and `decode` together."),
+        Attribute("error.type", "string", "Class of the error, or why the request was given up. Absent when ok."),
+        Attribute("otel_llm.phase", "string", "Part of a request's life; parts add up to its duration.", _PHASES),
+        Attribute("otel_llm.phase.between", "string[]", "For `unsplit`: the phases that share this time."),
+        Attribute("otel_llm.outcome", "string", "How the request ended.", ("ok", "abort", "error", "reject")),
+        Attribute("otel_llm.preemptions", "int", "Times that the scheduler took the request out of the batch."),
+        Attribute("otel_llm.preemption.stall", "double", "Seconds preempted, inside prefill or decode."),
+        Attribute(
+            "otel_llm.engine.queue_time",
+            "double",
+            "Seconds of queue by the engine's own account, which leaves out the wait in its input queue.",
+        ),
+        Attribute("otel_llm.fault.place", "string", "Where an error of otel-llm's own was swallowed."),
+        Attribute("otel_llm.signal", "string", "Kind of telemetry.", ("spans", "metrics")),
+    )
+}
+
+_REQUEST: Final = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+
+INSTRUMENTS: Final = {
+    instrument.name: instrument
+    for instrument in (
+        Instrument(
+            "gen_ai.server.request.duration",
+            "histogram",
+            "s",
+            "Request duration, from its first to its last moment in this process; every outcome.",
+            (*_REQUEST, "error.type"),
+            LATENCY_SECONDS,
+        ),
+        Instrument(
+            "gen_ai.server.time_to_first_token",
+            "histogram",
+            "s",
+            "From request start to first output token; requests that ended in full.",
+            _REQUEST,
+            LATENCY_SECONDS,
+        ),
+        Instrument(
+            "gen_ai.server.time_per_output_token",
+            "histogram",
+            "s",
+            "(last - first token) / (output tokens - 1); requests that ended in full with two tokens or more.",
+            _REQUEST,
+            TOKEN_SECONDS,
+        ),
+        Instrument(
+            "otel_llm.request.phase.duration",
+            "histogram",
+            "s",
+            "Time of a request in one phase; over all phases the sums add up to that of gen_ai.server.request.duration.",
+            (*_REQUEST, "otel_llm.phase"),
+            LATENCY_SECONDS,
+        ),
+        Instrument(
+            "otel_llm.request.tokens",
+            "counter",
+            "{token}",
+            "Tokens of finished requests; cached_input is the part of input that came from a cache.",
+            (*_REQUEST, "gen_ai.token.type"),
+        ),
+        Instrument(
+            "otel_llm.telemetry.errors",
+            "observable_counter",
+            "{error}",
+            "Errors of otel-llm's own, swallowed so that the host never sees them.",
+            ("otel_llm.fault.place",),
+        ),
+        Instrument(
+            "otel_llm.telemetry.exported",
+            "observable_counter",
+            "{item}",
+            "Spans and metric points that the collector accepted (own pipeline only).",
+            ("otel_llm.signal",),
+        ),
+        Instrument(
+            "otel_llm.telemetry.dropped",
+            "observable_counter",
+            "{item}",
+            "Spans and metric points lost: queue full, refused, or no collector (own pipeline only).",
+            ("otel_llm.signal",),
+        ),
+    )
+}
+
+REQUEST_SPAN: Final = (
+    *_REQUEST,
+    "gen_ai.request.id",
+    "gen_ai.request.choice.count",
+    "gen_ai.response.finish_reasons",
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.output_tokens",
+    "gen_ai.latency.time_to_first_token",
+    "gen_ai.latency.e2e",
+    "gen_ai.latency.time_in_queue",
+    "gen_ai.latency.time_in_model_prefill",
+    "gen_ai.latency.time_in_model_decode",
+    "gen_ai.latency.time_in_model_inference",
+    "error.type",
+    "otel_llm.outcome",
+    "otel_llm.preemptions",
+    "otel_llm.preemption.stall",
+    "otel_llm.engine.queue_time",
+)
+"""Attributes of the span ``{operation} {model}``, one per request and one per sample of several."""
+
+PHASE_SPAN: Final = ("gen_ai.provider.name", "gen_ai.operation.name", "otel_llm.phase", "otel_llm.phase.between")
+"""Attributes of the child spans, which are named after their phase."""

@@ -1,0 +1,113 @@
+"""
+vLLM (V1 engine), in the process that serves: ``AsyncLLM`` and ``LLMEngine``.
+
+The engine core stamps scheduling and tokens on the host's monotonic clock and
+sends them along with the outputs; the frontend adds submission and delivery.
+Upstream: vllm/v1/engine/{async_llm,llm_engine,output_processor}.py and
+vllm/v1/metrics/{stats,loggers}.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextvars import ContextVar
+from typing import Any
+
+from otel_llm.engines._vllm_request import Request, Sample, current
+from otel_llm.patching import Call, Engine, Hook, Probe, Returned
+from otel_llm.streams import AsyncStream
+from otel_llm.timeline import nanoseconds
+
+Steps = Generator[None, Returned, Any]
+KEY = "_otel_llm"
+_chat: ContextVar[bool] = ContextVar("otel_llm_vllm_chat", default=False)
+_stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", default=False)
+
+
+def _hooks(probe: Probe) -> tuple[Hook, ...]:
+    def generate(call: Call) -> Steps:
+        chat = str(call.get("request_id")).startswith("chatcmpl")
+        request = Request(call, probe, "chat" if chat else "text_completion")
+        returned = yield
+        return None if returned.error else AsyncStream(returned.value, request)
+
+    def encode(call: Call) -> Steps:
+        request = Request(call, probe, "embeddings")
+        returned = yield
+        return None if returned.error else AsyncStream(returned.value, request)
+
+    def add_offline(call: Call) -> Steps:
+        request = Request(call, probe, "chat" if _chat.get() else "text_completion")
+        token = current.set(request)
+        returned = yield
+        current.reset(token)
+        if returned.error is not None:
+            request.ended(returned.error)
+
+    def submit(call: Call) -> Steps:
+        submitted, request = time.monotonic_ns(), current.get()
+        returned = yield
+        state = call.instance.request_states.get(call.get("request").request_id)
+        if request and not returned.error and not hasattr(state, KEY):  # else a streaming input's next chunk
+            sample = Sample(request, state, submitted)
+            setattr(state, KEY, sample)
+            setattr(state.stats, KEY, sample)
+            request.samples.append(sample)
+
+    def events(call: Call) -> Steps:
+        sample = getattr(call.get("req_stats"), KEY, None)
+        yield
+        for event in call.get("events") if sample else ():
+            sample.event(event.type.name, nanoseconds(event.timestamp))
+
+    def finished(call: Call) -> Steps:
+        sample = getattr(call.get("req_state"), KEY, None)
+        yield
+        if sample:
+            sample.finished(str(call.get("finish_reason")))
+
+    def abort(call: Call) -> Steps:
+        processor, ids = call.instance, tuple(call.get("request_ids"))
+        call.replace("request_ids", ids)  # it may have been an iterator
+        if not call.get("internal", True):
+            ids = tuple(inner for outer in ids for inner in processor.external_req_ids.get(outer, ()))
+        samples = [getattr(processor.request_states.get(key), KEY, None) for key in ids]
+        yield
+        for sample in filter(None, samples):
+            sample.finished("abort")
+
+    def keep_stats(call: Call) -> Steps:
+        token = _stats_forced.set(not call.get("log_stats"))
+        call.replace("log_stats", True)
+        yield
+        _stats_forced.reset(token)
+        probe.ready()
+
+    def keep_quiet(call: Call) -> Steps:
+        if _stats_forced.get():
+            call.replace("enable_default_loggers", False)
+        yield
+
+    def chat(call: Call) -> Steps:
+        token = _chat.set(True)
+        yield
+        _chat.reset(token)
+
+    v1 = "vllm.v1.engine."
+    return (
+        Hook((v1 + "async_llm:AsyncLLM.generate",), generate),
+        Hook((v1 + "async_llm:AsyncLLM.encode",), encode),
+        Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
+        Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
+        Hook((v1 + "llm_engine:LLMEngine.add_request",), add_offline),
+        Hook((v1 + "output_processor:OutputProcessor.add_request",), submit),
+        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), finished),
+        Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
+        Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), events),
+        Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
+        Hook(("vllm.entrypoints.llm:LLM.chat",), chat, required=False),
+    )
+
+
+ENGINE = Engine("vllm", "vllm", ("vllm.v1.engine.async_llm", "vllm.v1.engine.llm_engine"), _hooks)
