@@ -1,0 +1,155 @@
+"""
+Where a request enters a server process: the HTTP request around its engine requests.
+
+The server writes its stamps here, the engines hand over their timelines, and
+when the last byte is sent both leave as ONE timeline: one HTTP request is one
+request, whatever it asked of the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, Final
+
+from otel_llm.timeline import AttributeValue, Outcome, Timeline, merged, wall_offset
+
+BLOCKED_KEPT: Final = 1024
+"""Intervals of blocked sending that are remembered, the latest ones."""
+
+CHILDREN_KEPT: Final = 128
+"""Engine requests of one HTTP request that keep a timeline of their own."""
+
+
+class ServerEdge:
+    """
+    One HTTP request in flight. All stamps are monotonic nanoseconds.
+
+    ``emit`` takes the joined timeline; ``capture`` is asked for a context when
+    no engine was reached; ``headers`` are the trace headers of the request.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[Timeline], None],
+        capture: Callable[[Mapping[str, str] | None], object],
+        headers: Mapping[str, str],
+    ) -> None:
+        self.headers = headers
+        self.arrived: int | None = None
+        self.parsed: int | None = None
+        self.received: int | None = None
+        self.first_sent: int | None = None
+        """When the first token-bearing message had been sent."""
+        self.ended: int | None = None
+        self.blocked: deque[tuple[int, int]] = deque(maxlen=BLOCKED_KEPT)
+        """(start, end) of each send that had to wait for the peer."""
+        self.attributes: dict[str, AttributeValue] = {}
+        self.outcome: Outcome = "ok"
+        self.error_type: str | None = None
+        self.refusal: tuple[str, str] | None = None
+        """(engine, operation) to report when the request failed before it reached an engine."""
+        self._emit = emit
+        self._capture = capture
+        self._wall_offset = wall_offset()
+        self._expected = 0
+        self._engines: list[Timeline] = []
+        self._open = True
+        self._lock = threading.Lock()  # an engine may run in a thread of its own
+
+    def expect(self) -> None:
+        """An engine request begins on behalf of this HTTP request."""
+        with self._lock:
+            self._expected += 1
+
+    def collect(self, timeline: Timeline) -> bool:
+        """Take over a finished engine request; False when the HTTP request has been reported."""
+        with self._lock:
+            if not self._open:
+                return False
+            self._engines.append(timeline)
+            complete = self.ended is not None and len(self._engines) >= self._expected
+        if complete:
+            self.report()
+        return True
+
+    @property
+    def engines(self) -> tuple[Timeline, ...]:
+        """The engine requests that have finished so far."""
+        return tuple(self._engines)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an engine request has begun that has not been handed over."""
+        return len(self._engines) < self._expected
+
+    def report(self) -> None:
+        """Emit the joined timeline, once. Nothing to say about a request that asked nothing of an engine."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        timeline = self._joined()
+        if timeline is not None:
+            self._emit(timeline)
+
+    def _joined(self) -> Timeline | None:
+        stamps: dict[str, Any] = {
+            "arrived": self.arrived,
+            "parsed": self.parsed,
+            "received": self.received,
+            "ended": time.monotonic_ns() if self.ended is None else self.ended,
+        }
+        if not self._engines:
+            if self.refusal is None or self.outcome == "ok":
+                return None
+            engine, operation = self.refusal
+            return Timeline(
+                **stamps,
+                engine=engine,
+                operation=operation,
+                outcome=self.outcome,
+                error_type=self.error_type,
+                wall_offset=self._wall_offset,
+                attributes=self.attributes,
+                context=self._capture(self.headers),
+            )
+        first = self._engines[0]
+        marks = several(self._engines) if len(self._engines) > 1 else {}
+        attributes = {**marks.pop("attributes", first.attributes), **self.attributes}
+        outcome, error_type = self._ending()
+        joined = replace(first, **{**marks, **stamps}, outcome=outcome, error_type=error_type, attributes=attributes)
+        return replace(joined, stall=self.stalled_since(joined.last_token))
+
+    def _ending(self) -> tuple[Outcome, str | None]:
+        """What went wrong, if anything: the engine knows the cause better than the answer's status does."""
+        failures = [engine for engine in self._engines if engine.outcome != "ok"]
+        if self.outcome == "abort" or not failures:
+            return self.outcome, self.error_type
+        worst = min(failures, key=lambda engine: ("error", "reject", "abort").index(engine.outcome))
+        return worst.outcome, worst.error_type
+
+    def stalled_since(self, last_token: int | None) -> int:
+        """Nanoseconds after the last token in which sending had to wait for the peer."""
+        if last_token is None:
+            return 0
+        return sum(max(end - max(start, last_token), 0) for start, end in self.blocked)
+
+
+def several(engines: list[Timeline]) -> dict[str, Any]:
+    """What the engine requests of one HTTP request are together: fields for Timeline."""
+    fields = merged(engines)
+    # Prompts of different engine requests are different prompts: each counts.
+    for name in ("prompt_tokens", "cached_tokens"):
+        known = [count for count in (getattr(engine, name) for engine in engines) if count is not None]
+        fields[name] = sum(known) if known else None
+    fields["children"] = fields["children"][:CHILDREN_KEPT]
+    return fields
+
+
+current: Final[ContextVar[ServerEdge | None]] = ContextVar("otel_llm_server_edge", default=None)
+"""The HTTP request that the running task serves."""
