@@ -10,13 +10,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 ENABLED: Final = "OTEL_LLM_ENABLED"
 ENGINES: Final = "OTEL_LLM_ENGINES"
+SLO_TTFT: Final = "OTEL_LLM_SLO_TTFT"
+SLO_TPOT: Final = "OTEL_LLM_SLO_TPOT"
 PUBLIC_ENDPOINT: Final = "OTEL_LLM_PUBLIC_ENDPOINT"
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
+
+
+class Targets(NamedTuple):
+    """Service level objectives of one request, seconds; None where there is no target."""
+
+    ttft: float | None = None
+    tpot: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +36,8 @@ class Settings:
     """``service.name``; unset means ``OTEL_SERVICE_NAME``, else the SDK's default."""
     engines: tuple[str, ...] | None = None
     """Engines to instrument; None means all. ``OTEL_LLM_ENGINES``, comma-separated."""
+    targets: Targets | None = None
+    """Targets of a good request, ``OTEL_LLM_SLO_TTFT`` and ``OTEL_LLM_SLO_TPOT``; None counts no goodput."""
     public_endpoint: bool = False
     """Start a new trace with a link instead of following a caller's. ``OTEL_LLM_PUBLIC_ENDPOINT``."""
 
@@ -36,14 +47,20 @@ class Settings:
         *,
         service_name: str | None = None,
         engines: Iterable[str] | None = None,
+        slo: Mapping[str, float] | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> Settings:
-        """Arguments win over the environment."""
+        """
+        Arguments win over the environment.
+
+        Raises ValueError for a target that is unknown or not a positive number.
+        """
         if engines is None and (listed := environment.get(ENGINES, "").strip()):
             engines = [name.strip() for name in listed.split(",") if name.strip()]
         return cls(
             service_name=service_name,
             engines=None if engines is None else tuple(engines),
+            targets=_targets(slo, environment),
             public_endpoint=flag(PUBLIC_ENDPOINT, environment),
         )
 
@@ -51,3 +68,14 @@ class Settings:
 def flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a variable says yes: 1, true, yes or on, in any case."""
     return environment.get(name, "").strip().lower() in _TRUE
+
+
+def _targets(slo: Mapping[str, float] | None, environment: Mapping[str, str]) -> Targets | None:
+    if slo is None:
+        variables = {"ttft": environment.get(SLO_TTFT, "").strip(), "tpot": environment.get(SLO_TPOT, "").strip()}
+        slo = {name: float(value) for name, value in variables.items() if value}
+    if unknown := slo.keys() - set(Targets._fields):
+        raise ValueError(f"unknown targets {sorted(unknown)}, known are {list(Targets._fields)}")
+    if not all(0 < seconds < float("inf") for seconds in slo.values()):
+        raise ValueError("a target is a positive number of seconds")
+    return Targets(**slo) if slo else None

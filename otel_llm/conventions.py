@@ -98,6 +98,8 @@ ATTRIBUTES: Final = {
             "double",
             "Seconds of queue by the engine's own account, which leaves out the wait in its input queue.",
         ),
+        Attribute("otel_llm.slo.met", "boolean", "Whether the request ended in full and met every target."),
+        Attribute("otel_llm.slo.cause", "string", "The phase that took most of the time in question; empty if met."),
         Attribute("otel_llm.fault.place", "string", "Where an error of otel-llm's own was swallowed."),
         Attribute("otel_llm.signal", "string", "Kind of telemetry.", ("spans", "metrics")),
     )
@@ -136,7 +138,7 @@ INSTRUMENTS: Final = {
             "otel_llm.request.phase.duration",
             "histogram",
             "s",
-            "Time of a request in one phase; over all phases the sums add up to that of gen_ai.server.request.duration.",
+            "Time of a request in one phase; the sums of all phases add up to that of gen_ai.server.request.duration.",
             (*_REQUEST, "otel_llm.phase"),
             LATENCY_SECONDS,
         ),
@@ -146,6 +148,13 @@ INSTRUMENTS: Final = {
             "{token}",
             "Tokens of finished requests; cached_input is the part of input that came from a cache.",
             (*_REQUEST, "gen_ai.token.type"),
+        ),
+        Instrument(
+            "otel_llm.request.slo",
+            "counter",
+            "{request}",
+            "Requests by whether they met all targets of `instrument(slo=...)`; goodput is the rate of those that did.",
+            (*_REQUEST, "otel_llm.slo.met", "otel_llm.slo.cause"),
         ),
         Instrument(
             "otel_llm.telemetry.errors",

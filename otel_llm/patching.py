@@ -16,8 +16,6 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-import wrapt
-
 from otel_llm import faults
 from otel_llm.timeline import Timeline
 
@@ -149,6 +147,8 @@ class Patcher:
 
     def arm(self) -> None:
         """Wait for the engine's import; apply now what is imported already."""
+        import wrapt  # here, because wrapt imports asyncio: 50 ms that `import otel_llm` must not cost
+
         self.state = "armed"
         for anchor in self.engine.anchors:
             wrapt.register_post_import_hook(self._on_anchor, anchor)
@@ -216,6 +216,8 @@ class Patcher:
             self.breaker.swallow(hook.targets[0], error)
 
     def _wrap(self, hook: Hook, place: tuple[Any, str, Any]) -> None:
+        import wrapt
+
         parent, attribute, original = place
         if hook.body is not None:
             wrapper: Any = wrapt.FunctionWrapper(original, _driver(hook, original, self.breaker))

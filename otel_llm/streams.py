@@ -20,7 +20,7 @@ class Watcher(Protocol):
     def started(self) -> None:
         """The first item is asked for."""
 
-    def item(self, value: Any) -> None:
+    def item(self, value: Any, /) -> None:
         """An item is about to be handed to the caller. Called per token: keep it cheap."""
 
     def ended(self, error: BaseException | None) -> None:

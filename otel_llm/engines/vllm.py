@@ -49,7 +49,9 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         submitted, request = time.monotonic_ns(), current.get()
         returned = yield
         state = call.instance.request_states.get(call.get("request").request_id)
-        if request and not returned.error and not hasattr(state, KEY):  # else a streaming input's next chunk
+        if (
+            request and request.open and not returned.error and not hasattr(state, KEY)
+        ):  # else a streaming input's next chunk
             sample = Sample(request, state, submitted)
             setattr(state, KEY, sample)
             setattr(state.stats, KEY, sample)
@@ -58,8 +60,9 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
     def events(call: Call) -> Steps:
         sample = getattr(call.get("req_stats"), KEY, None)
         yield
-        for event in call.get("events") if sample else ():
-            sample.event(event.type.name, nanoseconds(event.timestamp))
+        if sample:
+            for event in call.get("events"):
+                sample.event(event.type.name, nanoseconds(event.timestamp))
 
     def finished(call: Call) -> Steps:
         sample = getattr(call.get("req_state"), KEY, None)
@@ -78,7 +81,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             sample.finished("abort")
 
     def keep_stats(call: Call) -> Steps:
-        token = _stats_forced.set(not call.get("log_stats"))
+        token = _stats_forced.set(call.get("log_stats") is False)
         call.replace("log_stats", True)
         yield
         _stats_forced.reset(token)

@@ -1,0 +1,273 @@
+"""
+``instrument()`` and what hangs on it: engines, emission, pipeline, status.
+
+A finished timeline goes to the server edge that its request came through, if
+that is still open; else to the telemetry and to every sink.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_llm import engines, faults, outlet
+from otel_llm.config import Settings
+from otel_llm.patching import Engine, Hook, Patcher, Probe
+from otel_llm.pipeline import exit as process_exit
+from otel_llm.pipeline.process import PerProcess
+from otel_llm.timeline import Timeline
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from otel_llm.pipeline.providers import Pipeline, Signal
+    from otel_llm.telemetry.recorder import Recorder
+
+Sink = Callable[[Timeline], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine in this process."""
+
+    state: str
+    """off, armed (waits for the engine's import), applied, or failed."""
+    version: str | None
+    """``__version__`` of the engine, None before its import."""
+    hooks: tuple[str, ...]
+    """Targets that are wrapped now."""
+    reason: str
+    """Why it failed, else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What otel-llm does in this process."""
+
+    instrumented: bool
+    engines: Mapping[str, EngineStatus]
+    exporters: Mapping[str, tuple[str, ...]]
+    """Exporters of our own pipeline by signal; empty before the first request or with the application's providers."""
+    exported: Mapping[str, int]
+    dropped: Mapping[str, int]
+    errors: Mapping[str, int]
+    """Errors of our own, swallowed, by place."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """The telemetry of one process."""
+
+    recorder: Recorder
+    pipeline: Pipeline | None
+    settled: bool
+    """Whether the application's providers, or explicit ones, serve both signals."""
+
+
+class _Active:
+    """What ``instrument()`` set up in this process or in the parent that forked it."""
+
+    def __init__(self, settings: Settings, tracer_provider: Any, meter_provider: Any) -> None:
+        self.settings = settings
+        self.tracer_provider = tracer_provider
+        self.meter_provider = meter_provider
+        self.patchers: dict[str, Patcher] = {}
+
+    def build(self) -> _Live:
+        from otel_llm.pipeline.providers import Pipeline, sdk_disabled
+        from otel_llm.telemetry import context
+        from otel_llm.telemetry.recorder import Recorder
+
+        traces = self.tracer_provider or context.application_tracer_provider()
+        metrics = self.meter_provider or context.application_meter_provider()
+        served: dict[Signal, object] = {"traces": traces, "metrics": metrics}
+        missing: frozenset[Signal] = frozenset(signal for signal, provider in served.items() if provider is None)
+        pipeline = Pipeline(self.settings.service_name, missing) if missing and not sdk_disabled() else None
+        if pipeline is not None:
+            traces, metrics = traces or pipeline.tracer_provider, metrics or pipeline.meter_provider
+            process_exit.arm_child()
+        recorder = Recorder(
+            traces,
+            metrics,
+            public_endpoint=self.settings.public_endpoint,
+            targets=self.settings.targets,
+            loss=None if pipeline is None else pipeline.loss,
+        )
+        return _Live(recorder, pipeline, settled=not missing)
+
+    def overtaken(self) -> bool:
+        """Whether the application has set a provider since ours was built."""
+        from otel_llm.telemetry import context
+
+        return (self.tracer_provider is None and context.application_tracer_provider() is not None) or (
+            self.meter_provider is None and context.application_meter_provider() is not None
+        )
+
+
+_lock: Final = threading.Lock()
+_sinks: Final[list[Sink]] = []
+_active: _Active | None = None
+
+
+def _build() -> _Live:
+    if _active is None:
+        raise RuntimeError("not instrumented")
+    return _active.build()
+
+
+_live: Final = PerProcess(_build)
+
+
+def instrument(
+    *,
+    service_name: str | None = None,
+    engines: Iterable[str] | None = None,
+    slo: Mapping[str, float] | None = None,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> None:
+    """
+    Account for every request of the LLM engines in this process, and export it.
+
+    Imports no engine: hooks wait for the engine's own import. Without explicit
+    providers the application's are used, and where it has set none, ours are
+    built from the standard ``OTEL_*`` variables at the first request. Calling
+    it again changes nothing.
+
+    ``slo`` gives targets in seconds, ``{"ttft": 0.5, "tpot": 0.05}``: a request
+    is good if it meets all of them. Raises ValueError for an engine or target
+    that does not exist.
+    """
+    global _active
+    from otel_llm.telemetry.context import capture
+
+    with _lock:
+        if _active is not None:
+            faults.warn("instrument", "otel_llm: already instrumented, the second instrument() changes nothing")
+            return
+        settings = Settings.load(service_name=service_name, engines=engines, slo=slo)
+        rows = [_engine(name) for name in settings.engines or _engine_names()]
+        active = _Active(settings, tracer_provider, meter_provider)
+        _active = active
+        outlet.active = outlet.Outlet(emit, capture)
+        process_exit.arm(_shutdown)
+        for row in (*rows, _UVICORN_EXIT):
+            active.patchers[row.name] = patcher = Patcher(row, emit, capture, ready)
+            patcher.arm()
+
+
+def uninstrument() -> None:
+    """Put back exactly what was there and close our pipeline, if there is one."""
+    global _active
+    with _lock:
+        if _active is None:
+            return
+        for patcher in _active.patchers.values():
+            patcher.undo()
+        outlet.active = None
+        _shutdown()
+        _active = None
+
+
+def status() -> Status:
+    """Which engines, which hooks, what was lost: in this process, now."""
+    patchers = {} if _active is None else _active.patchers
+    live = _live.peek()
+    pipeline = None if live is None else live.pipeline
+    return Status(
+        instrumented=_active is not None,
+        engines={
+            name: EngineStatus(
+                state=patcher.state,
+                version=getattr(sys.modules.get(patcher.engine.package), "__version__", None),
+                hooks=patcher.wrapped,
+                reason=patcher.reason,
+            )
+            for name, patcher in patchers.items()
+            if patcher.engine is not _UVICORN_EXIT
+        },
+        exporters={} if pipeline is None else dict(pipeline.exporters),
+        exported={} if pipeline is None else pipeline.loss.exported(),
+        dropped={} if pipeline is None else pipeline.loss.dropped(),
+        errors=dict(faults.errors),
+    )
+
+
+def add_sink(sink: Sink) -> Callable[[], None]:
+    """Give every finished timeline to ``sink``, as data; return a function that stops it."""
+    _sinks.append(sink)
+
+    def remove() -> None:
+        if sink in _sinks:
+            _sinks.remove(sink)
+
+    return remove
+
+
+def emit(timeline: Timeline) -> None:
+    """Take a finished timeline. Never raises."""
+    try:
+        edge = getattr(timeline.context, "edge", None)
+        if edge is not None and edge.collect(timeline):
+            return
+        live = _current_live()
+        if live is not None:
+            live.recorder.record(timeline)
+    except Exception as error:
+        faults.swallow("emit", error)
+    for sink in tuple(_sinks):
+        try:
+            sink(timeline)
+        except Exception as error:
+            faults.swallow("sink", error)
+
+
+def ready() -> None:
+    """Build the pipeline before the first request needs it. Never raises."""
+    try:
+        _current_live()
+    except Exception as error:
+        faults.swallow("ready", error)
+
+
+def _current_live() -> _Live | None:
+    active = _active
+    if active is None:
+        return None
+    live = _live.get()
+    if not live.settled and active.overtaken():
+        _retire(_live.discard())
+        live = _live.get()
+        live.settled = True
+    return live
+
+
+def _retire(live: _Live | None) -> None:
+    """Close a pipeline of ours that the application's providers replace, beside the request."""
+    if live is not None and live.pipeline is not None:
+        threading.Thread(target=live.pipeline.shutdown, name="otel-llm-retire", daemon=True).start()
+
+
+def _shutdown() -> None:
+    live = _live.discard()
+    if live is not None and live.pipeline is not None:
+        live.pipeline.shutdown()
+
+
+def _flush() -> None:
+    live = _live.peek()
+    if live is not None and live.pipeline is not None:
+        live.pipeline.flush()
+
+
+def _uvicorn_exit(_probe: Probe) -> tuple[Hook, ...]:
+    return (Hook(("uvicorn.server:Server.shutdown",), replacement=process_exit.flush_after(_flush)),)
+
+
+_UVICORN_EXIT: Final = Engine("uvicorn exit", "uvicorn", ("uvicorn.server",), _uvicorn_exit)
+_engine: Final = engines.load
+_engine_names: Final = engines.names

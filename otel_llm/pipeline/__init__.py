@@ -1,0 +1,1 @@
+"""Providers where the service has none. Only importer of the OpenTelemetry SDK."""

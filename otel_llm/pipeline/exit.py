@@ -1,0 +1,82 @@
+"""
+The end of a process: what is queued is sent, within a bounded time.
+
+``atexit`` does not run when a process dies of SIGTERM, nor in a child of
+``multiprocessing``. A signal handler of the service is never replaced.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from otel_llm import faults
+
+_armed_pids: Final[set[int]] = set()
+_on_exit: Final[list[Callable[[], None]]] = []
+
+
+def arm(close: Callable[[], None]) -> None:
+    """Call ``close`` at the end of this process and of its forked children; once per process."""
+    if not _on_exit:
+        atexit.register(_close)
+        _arm_sigterm()
+    _on_exit[:] = [close]
+    arm_child()
+
+
+def arm_child() -> None:
+    """A child of multiprocessing leaves by ``os._exit`` and runs only these finalisers."""
+    if os.getpid() not in _armed_pids:
+        import multiprocessing.util
+
+        _armed_pids.add(os.getpid())
+        multiprocessing.util.Finalize(None, _close, exitpriority=100)
+
+
+def _close() -> None:
+    for close in _on_exit:
+        try:
+            close()
+        except Exception as error:
+            faults.swallow("pipeline.exit", error)
+
+
+def _arm_sigterm() -> None:
+    # uvicorn restores the handler that it found and raises the signal again,
+    # so this one runs after its last request.
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def _on_sigterm(number: int, _frame: FrameType | None) -> None:
+    _close()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def flush_after(flush: Callable[[], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """
+    For ``uvicorn.server:Server.shutdown``: flush when the last request is done.
+
+    An application that is imported by a running server finds uvicorn's signal
+    handler in place, and the process dies of the re-raised signal afterwards.
+    """
+
+    def replacement(original: Callable[..., Any]) -> Callable[..., Any]:
+        async def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await original(self, *args, **kwargs)
+            finally:
+                flush()
+
+        return shutdown
+
+    return replacement

@@ -1,0 +1,210 @@
+"""
+Exporters that count what arrived and what was lost, and never raise.
+
+The SDK's own self-metrics report success for lost data, and one span that the
+encoder cannot take loses its whole batch: hence the filter and the counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from otel_llm import faults
+
+
+class Tally:
+    """What became of one kind of telemetry in this process."""
+
+    def __init__(self, signal: str) -> None:
+        self.signal = signal
+        self.accepted = 0
+        self.failed = 0
+        self.rejected = 0
+        self._losing = False
+
+    def delivered(self, count: int) -> None:
+        """The collector took them."""
+        self.accepted += count
+        if self._losing:
+            self._losing = False
+            faults.logger.warning("otel_llm: %s are delivered again, %d were lost", self.signal, self.failed)
+
+    def lost(self, count: int, cause: str) -> None:
+        """The collector did not take them; said once when loss starts."""
+        self.failed += count
+        if not self._losing:
+            self._losing = True
+            faults.logger.warning("otel_llm: %s are being lost (%s)", self.signal, cause)
+
+
+class CountingSpanExporter(SpanExporter):
+    """Inert in a forked copy; keeps back spans that the encoder would choke on."""
+
+    def __init__(self, inner: SpanExporter, tally: Tally) -> None:
+        self._inner, self._tally, self._pid = inner, tally, os.getpid()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Never raises."""
+        if os.getpid() != self._pid:
+            return SpanExportResult.SUCCESS
+        good = [span for span in spans if _sendable(span)]
+        self._tally.rejected += len(spans) - len(good)
+        cause, result = "refused or unreachable", SpanExportResult.FAILURE
+        try:
+            with _QUIET:
+                result = self._inner.export(good)
+        except Exception as error:
+            cause = type(error).__name__
+        if result is SpanExportResult.SUCCESS:
+            self._tally.delivered(len(good))
+        else:
+            self._tally.lost(len(good), cause)
+        return result
+
+    def shutdown(self) -> None:
+        """Close the connection, if this is the process that opened it."""
+        if os.getpid() == self._pid:
+            self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Nothing is held back here."""
+        return self._inner.force_flush(timeout_millis)
+
+
+class CountingMetricExporter(MetricExporter):
+    """The same for metrics; counts data points."""
+
+    def __init__(self, inner: MetricExporter, tally: Tally) -> None:
+        # The reader asks the outer exporter, which must answer as the inner one
+        # would; the SDK has no public reader for these two.
+        super().__init__(inner._preferred_temporality, inner._preferred_aggregation)
+        self._inner, self._tally, self._pid = inner, tally, os.getpid()
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> MetricExportResult:
+        """Never raises."""
+        if os.getpid() != self._pid:
+            return MetricExportResult.SUCCESS
+        points = sum(
+            len(metric.data.data_points)
+            for resource in metrics_data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        )
+        cause, result = "refused or unreachable", MetricExportResult.FAILURE
+        try:
+            with _QUIET:
+                result = self._inner.export(metrics_data, timeout_millis, **kwargs)
+        except Exception as error:
+            cause = type(error).__name__
+        if result is MetricExportResult.SUCCESS:
+            self._tally.delivered(points)
+        else:
+            self._tally.lost(points, cause)
+        return result
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: object) -> None:
+        """Close the connection, if this is the process that opened it."""
+        if os.getpid() == self._pid:
+            self._inner.shutdown(timeout_millis, **kwargs)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Nothing is held back here."""
+        return self._inner.force_flush(timeout_millis)
+
+
+class QueueWatch(SpanProcessor):
+    """
+    Goes before a batch processor and counts the spans that this one will drop.
+
+    The processor drops silently when its queue is full, and the SDK keeps the
+    queue to itself; without it nothing can be counted here.
+    """
+
+    def __init__(self, processor: BatchSpanProcessor) -> None:
+        batch = getattr(processor, "_batch_processor", None)
+        self._queue: deque[object] = getattr(batch, "_queue", deque())
+        self.overflow = 0
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Called for each sampled span."""
+        if len(self._queue) == self._queue.maxlen:
+            self.overflow += 1
+
+    @property
+    def waiting(self) -> int:
+        """Spans in the queue."""
+        return len(self._queue)
+
+
+class Loss:
+    """What was exported and dropped, for the self-metrics and ``status()``."""
+
+    def __init__(self) -> None:
+        self.spans = Tally("spans")
+        self.metrics = Tally("metrics")
+        self.queues: list[QueueWatch] = []
+
+    def exported(self) -> dict[str, int]:
+        """Accepted by the collector, by kind."""
+        return {tally.signal: tally.accepted for tally in (self.spans, self.metrics)}
+
+    def dropped(self) -> dict[str, int]:
+        """Lost, by kind; spans that still wait are not lost yet."""
+        overflow = sum(queue.overflow for queue in self.queues)
+        return {"spans": self.spans.failed + self.spans.rejected + overflow, "metrics": self.metrics.failed}
+
+    def waiting(self) -> int:
+        """Spans that wait for their export."""
+        return sum(queue.waiting for queue in self.queues)
+
+
+def _sendable(span: ReadableSpan) -> bool:
+    """Whether the OTLP encoder can take it: one that it cannot loses the batch."""
+    try:
+        span.name.encode()
+        (span.status.description or "").encode()
+        start, end = span.start_time, span.end_time
+        return isinstance(start, int) and isinstance(end, int) and 0 <= start <= end < 1 << 63
+    except Exception:
+        return False
+
+
+class _Quiet(logging.Filter):
+    """
+    Silences the SDK's exporters while they run for us.
+
+    They log per batch and per retry; the tallies say the same in one line. A
+    pipeline of the application's own keeps its logs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local = threading.local()
+
+    def attach(self) -> None:
+        """Watch the loggers that exporters have made so far."""
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(("opentelemetry.exporter.", "opentelemetry.sdk.")):
+                logging.getLogger(name).addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep what is not said on our behalf."""
+        return not getattr(self._local, "active", False)
+
+    def __enter__(self) -> None:
+        self._local.active = True
+
+    def __exit__(self, *_: object) -> None:
+        self._local.active = False
+
+
+_QUIET = _Quiet()
+quiet_exporters = _QUIET.attach

@@ -1,0 +1,57 @@
+"""State that belongs to one process and is built anew in a forked child."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """
+    Builds a value on first use in each process.
+
+    A forked child inherits locks in the state that they had, and counts that
+    its parent will export: it must not touch the inherited value. The value is
+    kept referenced, so that no finaliser runs its code in the child.
+    """
+
+    def __init__(self, build: Callable[[], T]) -> None:
+        self._build = build
+        self._live: tuple[int, T] | None = None
+        self._retired: list[object] = []
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._drop)
+
+    def get(self) -> T:
+        """Return the value of this process, building it if need be."""
+        live = self._live
+        # The pid is read too: a fork from C code does not run the hook.
+        if live is not None and live[0] == os.getpid():
+            return live[1]
+        with self._lock:
+            live = self._live
+            if live is None or live[0] != os.getpid():
+                self._retired.append(live)
+                live = self._live = (os.getpid(), self._build())
+            return live[1]
+
+    def peek(self) -> T | None:
+        """Return the value of this process if it was built."""
+        live = self._live
+        return live[1] if live is not None and live[0] == os.getpid() else None
+
+    def discard(self) -> T | None:
+        """Forget the value of this process and return it; the next use builds anew."""
+        with self._lock:
+            value = self.peek()
+            self._live = None
+        return value
+
+    def _drop(self) -> None:
+        self._retired.append(self._live)
+        self._live = None
+        self._lock = threading.Lock()

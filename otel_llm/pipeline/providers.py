@@ -1,0 +1,147 @@
+"""
+Providers from the standard ``OTEL_*`` variables.
+
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+The exporters are found by the entry-point groups of the OpenTelemetry SDK, so
+that any installed one can be named.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_METRICS_PROTOCOL,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
+    OTEL_SDK_DISABLED,
+)
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+from otel_llm import faults
+from otel_llm.pipeline.exporters import CountingMetricExporter, CountingSpanExporter, Loss, QueueWatch, quiet_exporters
+
+Signal = Literal["traces", "metrics"]
+
+EXIT_SECONDS = 3.0
+"""Longest time that telemetry may delay the exit of the service."""
+
+_EXPORTER = {"traces": "OTEL_TRACES_EXPORTER", "metrics": "OTEL_METRICS_EXPORTER"}
+_PROTOCOL = {"traces": OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, "metrics": OTEL_EXPORTER_OTLP_METRICS_PROTOCOL}
+_OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+
+
+def sdk_disabled() -> bool:
+    """Whether ``OTEL_SDK_DISABLED`` says so."""
+    return os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
+
+
+class UrandomIds(IdGenerator):
+    """
+    Ids from the system's entropy.
+
+    vLLM and transformers seed the ``random`` module, which the SDK's generator
+    uses: its ids would repeat between processes.
+    """
+
+    def generate_span_id(self) -> int:
+        """64 random bits, not zero."""
+        return int.from_bytes(os.urandom(8), "big") or 1
+
+    def generate_trace_id(self) -> int:
+        """128 random bits, not zero."""
+        return int.from_bytes(os.urandom(16), "big") or 1
+
+
+class Pipeline:
+    """Providers of our own for one process, closed in bounded time."""
+
+    def __init__(self, service_name: str | None, signals: frozenset[Signal]) -> None:
+        resource = Resource.create({SERVICE_NAME: service_name} if service_name else {})
+        # Every process is an instance of its own: their counters must not be mixed.
+        instance = resource.attributes.get(SERVICE_INSTANCE_ID) or os.urandom(16).hex()
+        resource = resource.merge(Resource({SERVICE_INSTANCE_ID: instance}))
+        self.loss = Loss()
+        self.exporters: dict[str, tuple[str, ...]] = {}
+        self.tracer_provider = self._traces(resource) if "traces" in signals else None
+        self.meter_provider = self._metrics(resource) if "metrics" in signals else None
+        quiet_exporters()
+
+    def _traces(self, resource: Resource) -> TracerProvider | None:
+        found = self._load("traces")
+        if not found:
+            return None
+        provider = TracerProvider(resource=resource, id_generator=UrandomIds(), shutdown_on_exit=False)
+        for exporter in found:
+            processor = BatchSpanProcessor(CountingSpanExporter(exporter, self.loss.spans))
+            watch = QueueWatch(processor)
+            self.loss.queues.append(watch)
+            provider.add_span_processor(watch)
+            provider.add_span_processor(processor)
+        return provider
+
+    def _metrics(self, resource: Resource) -> MeterProvider | None:
+        readers = [
+            PeriodicExportingMetricReader(CountingMetricExporter(exporter, self.loss.metrics))
+            for exporter in self._load("metrics")
+        ]
+        return MeterProvider(readers, resource, shutdown_on_exit=False) if readers else None
+
+    def _load(self, signal: Signal) -> list[Any]:
+        names = [name.strip() for name in os.environ.get(_EXPORTER[signal], "otlp").split(",")]
+        names = [name for name in names if name and name != "none"]
+        found = []
+        for name in names:
+            try:
+                found.append(_exporter(signal, name))
+            except Exception as error:
+                faults.logger.warning("otel_llm: no %s are sent by %r (%s)", signal, name, type(error).__name__)
+                faults.swallow(f"pipeline.{signal}", error)
+        self.exporters[signal] = tuple(names)
+        return found
+
+    def flush(self) -> None:
+        """Send what is queued; gives up after ``EXIT_SECONDS``."""
+        self._together("force_flush")
+
+    def shutdown(self) -> None:
+        """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
+        self._together("shutdown")
+        if left := self.loss.waiting():
+            faults.logger.warning("otel_llm: %d spans were not delivered in time before the exit", left)
+
+    def _together(self, method: str) -> None:
+        # The SDK's own time-outs reach 30 s each, so they run in threads that
+        # the interpreter does not wait for.
+        providers = [provider for provider in (self.tracer_provider, self.meter_provider) if provider is not None]
+        threads = [threading.Thread(target=_guarded, args=(p, method), daemon=True) for p in providers]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + EXIT_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _guarded(provider: Any, method: str) -> None:
+    try:
+        getattr(provider, method)()
+    except Exception as error:
+        faults.swallow(f"pipeline.{method}", error)
+
+
+def _exporter(signal: Signal, name: str) -> Any:
+    if name == "otlp":
+        protocol = os.environ.get(_PROTOCOL[signal]) or os.environ.get(OTEL_EXPORTER_OTLP_PROTOCOL) or "grpc"
+        name = _OTLP.get(protocol.strip(), protocol)
+    for entry in entry_points(group=f"opentelemetry_{signal}_exporter", name=name):
+        return entry.load()()
+    raise LookupError(f"no {signal} exporter named {name}")

@@ -1,0 +1,1 @@
+"""Timeline to spans, histograms and counters. Only importer of the OpenTelemetry API."""
