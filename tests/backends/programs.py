@@ -1,0 +1,181 @@
+"""Real telemetry programs, started on loopback and stopped again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = ROOT / ".cache" / "backends" / "bin"
+OBTAIN = "tests/backends/install.sh"
+START_SECONDS = 30.0
+
+Series = dict[frozenset[tuple[str, str]], list[tuple[float, float]]]
+
+
+class MissingProgramError(Exception):
+    """A program is not on this machine; the message says how to obtain it."""
+
+
+def debian_program(name: str) -> Path:
+    """Return the program that `install.sh` unpacked, or the one on PATH."""
+    unpacked = INSTALLED / name
+    if unpacked.exists():
+        return unpacked
+    if on_path := shutil.which(name):
+        return Path(on_path)
+    raise MissingProgramError(f"no {name}: run {OBTAIN}")
+
+
+def rotel_program() -> Path:
+    """Return the collector inside the installed `rotel` distribution, which is not imported."""
+    spec = importlib.util.find_spec("rotel")
+    if spec is None or spec.origin is None:
+        raise MissingProgramError("no rotel: run pip install --group dev")
+    return Path(spec.origin).with_name("rotel-agent")
+
+
+@dataclass(frozen=True)
+class VictoriaMetrics:
+    """A time-series database that takes OTLP over HTTP and answers PromQL."""
+
+    url: str
+
+    @property
+    def otlp_metrics(self) -> str:
+        return f"{self.url}/opentelemetry/v1/metrics"
+
+    def select(self, query: str, at: float | None = None) -> dict[frozenset[tuple[str, str]], float]:
+        """Value by label set, at a time (seconds since the epoch; now unless given)."""
+        series = self._query("query", {"query": query, "time": time.time() if at is None else at})
+        return {frozenset(one["metric"].items()): float(one["value"][1]) for one in series}
+
+    def wait_for(self, query: str, seconds: float = 20.0) -> None:
+        """Return as soon as the query has a result. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while not self.select(query):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no result within {seconds:g} s: {query}")
+            time.sleep(0.05)
+
+    def select_range(self, query: str, start: float, end: float, step: float) -> Series:
+        """(time, value) pairs by label set; times in seconds since the epoch."""
+        series = self._query("query_range", {"query": query, "start": start, "end": end, "step": step})
+        return {
+            frozenset(one["metric"].items()): [(stamp, float(value)) for stamp, value in one["values"]]
+            for one in series
+        }
+
+    def _query(self, kind: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        # Samples taken in are searchable a second later, or after a flush.
+        _get(f"{self.url}/internal/force_flush")
+        answer = json.loads(_get(f"{self.url}/api/v1/{kind}?{urllib.parse.urlencode(parameters)}"))
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+
+@dataclass(frozen=True)
+class Rotel:
+    """An OpenTelemetry collector in front of other endpoints."""
+
+    grpc: str
+    """OTLP/gRPC endpoint, an URL."""
+    http: str
+    """OTLP/HTTP endpoint, an URL without a path."""
+
+
+@contextmanager
+def victoria_metrics(program: Path, folder: Path) -> Iterator[VictoriaMetrics]:
+    """Run VictoriaMetrics with its data in ``folder``."""
+    address = f"127.0.0.1:{_free_port()}"
+    command = [
+        str(program),
+        f"-storageDataPath={folder / 'data'}",
+        f"-httpListenAddr={address}",
+        "-opentelemetry.usePrometheusNaming",
+        "-search.latencyOffset=0s",
+        "-search.disableCache",
+        "-retentionPeriod=1d",
+    ]
+    with _running(command, folder / "victoria-metrics.log", [address]):
+        yield VictoriaMetrics(f"http://{address}")
+
+
+@contextmanager
+def rotel(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> Iterator[Rotel]:
+    """Run rotel, which passes metrics and traces on over OTLP/HTTP to these URLs."""
+    grpc, http = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    command = [
+        str(program),
+        "start",
+        f"--pid-file={folder / 'rotel.pid'}",
+        f"--otlp-grpc-endpoint={grpc}",
+        f"--otlp-http-endpoint={http}",
+        "--otlp-receiver-logs-disabled",
+        "--exporter=otlp",
+        "--otlp-exporter-protocol=http",
+        f"--otlp-exporter-metrics-endpoint={metrics_to}",
+        f"--otlp-exporter-traces-endpoint={traces_to}",
+        f"--otlp-exporter-logs-endpoint={traces_to}",  # it insists on one
+    ]
+    with _running(command, folder / "rotel.log", [grpc, http]):
+        yield Rotel(f"http://{grpc}", f"http://{http}")
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path, addresses: Sequence[str]) -> Iterator[None]:
+    """Run the command until the block ends; it is ready when all its addresses accept a connection."""
+    # A collector or proxy that the developer has configured is none of the test's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "ROTEL_"))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            for address in addresses:
+                while not _accepts(address):
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError(f"{command[0]} did not start:\n{log.read_text(errors='replace')}")
+                    time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _accepts(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _get(url: str) -> bytes:
+    # Loopback: no proxy.
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=30) as answer:
+        body: bytes = answer.read()
+        return body
