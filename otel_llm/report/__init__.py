@@ -1,0 +1,1 @@
+"""From received telemetry back to requests, and from requests to tables and charts."""
