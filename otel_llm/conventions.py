@@ -62,6 +62,7 @@ class Instrument:
 
 
 _OPERATIONS: Final = ("chat", "text_completion", "embeddings", "generate_content")
+_NETWORK_METHODS: Final = ("server_tcp",)
 _PHASES: Final = (*PHASES, UNSPLIT)
 
 ATTRIBUTES: Final = {
@@ -97,6 +98,16 @@ ATTRIBUTES: Final = {
             "otel_llm.engine.queue_time",
             "double",
             "Seconds of queue by the engine's own account, which leaves out the wait in its input queue.",
+        ),
+        Attribute("otel_llm.engine.draft_time", "double", "Seconds in which an assistant model drafted tokens."),
+        Attribute(
+            "otel_llm.network.duration",
+            "double",
+            "Seconds that the network took of this request, by `otel_llm.network.method`; absent if unknown.",
+        ),
+        Attribute("otel_llm.network.method", "string", "How the network time was measured.", _NETWORK_METHODS),
+        Attribute(
+            "otel_llm.network.peer_limited", "double", "Seconds in which the peer's full buffer held up the answer."
         ),
         Attribute("otel_llm.slo.met", "boolean", "Whether the request ended in full and met every target."),
         Attribute("otel_llm.slo.cause", "string", "The phase that took most of the time in question; empty if met."),
@@ -199,6 +210,10 @@ REQUEST_SPAN: Final = (
     "otel_llm.preemptions",
     "otel_llm.preemption.stall",
     "otel_llm.engine.queue_time",
+    "otel_llm.engine.draft_time",
+    "otel_llm.network.duration",
+    "otel_llm.network.method",
+    "otel_llm.network.peer_limited",
 )
 """Attributes of the span ``{operation} {model}``, one per request and one per sample of several."""
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from otel_llm.timeline import AttributeValue, Outcome, Timeline, merged, wall_offset
 
@@ -22,7 +22,16 @@ BLOCKED_KEPT: Final = 1024
 """Intervals of blocked sending that are remembered, the latest ones."""
 
 CHILDREN_KEPT: Final = 128
-"""Engine requests of one HTTP request that keep a timeline of their own."""
+"""Engine requests of one HTTP request that keep a timeline of their own; beam search makes one per beam and token."""
+
+
+class Delivery(NamedTuple):
+    """What the kernel says about the way to the peer, at the end of the answer."""
+
+    last_bytes: int
+    """Nanoseconds from the last send to its acknowledgement, at least one round trip."""
+    peer_limited: int
+    """Nanoseconds in which the peer's full receive buffer held up sending."""
 
 
 class ServerEdge:
@@ -46,9 +55,11 @@ class ServerEdge:
         self.first_sent: int | None = None
         """When the first token-bearing message had been sent."""
         self.ended: int | None = None
+        self.settled = False
+        """Whether the server has written all that it will know."""
         self.blocked: deque[tuple[int, int]] = deque(maxlen=BLOCKED_KEPT)
         """(start, end) of each send that had to wait for the peer."""
-        self.attributes: dict[str, AttributeValue] = {}
+        self.delivery: Delivery | None = None
         self.outcome: Outcome = "ok"
         self.error_type: str | None = None
         self.refusal: tuple[str, str] | None = None
@@ -57,6 +68,7 @@ class ServerEdge:
         self._capture = capture
         self._wall_offset = wall_offset()
         self._expected = 0
+        self._collected = 0
         self._engines: list[Timeline] = []
         self._open = True
         self._lock = threading.Lock()  # an engine may run in a thread of its own
@@ -71,8 +83,12 @@ class ServerEdge:
         with self._lock:
             if not self._open:
                 return False
+            self._collected += 1
             self._engines.append(timeline)
-            complete = self.ended is not None and len(self._engines) >= self._expected
+            if len(self._engines) > 2 * CHILDREN_KEPT:
+                kept, rest = self._engines[:CHILDREN_KEPT], self._engines[CHILDREN_KEPT:]
+                self._engines = [*kept, replace(rest[0], **several(rest), ended=rest[-1].ended)]
+            complete = self.settled and self._collected >= self._expected
         if complete:
             self.report()
         return True
@@ -85,7 +101,7 @@ class ServerEdge:
     @property
     def waiting(self) -> bool:
         """Whether an engine request has begun that has not been handed over."""
-        return len(self._engines) < self._expected
+        return self._collected < self._expected
 
     def report(self) -> None:
         """Emit the joined timeline, once. Nothing to say about a request that asked nothing of an engine."""
@@ -115,15 +131,30 @@ class ServerEdge:
                 outcome=self.outcome,
                 error_type=self.error_type,
                 wall_offset=self._wall_offset,
-                attributes=self.attributes,
                 context=self._capture(self.headers),
             )
         first = self._engines[0]
         marks = several(self._engines) if len(self._engines) > 1 else {}
-        attributes = {**marks.pop("attributes", first.attributes), **self.attributes}
         outcome, error_type = self._ending()
-        joined = replace(first, **{**marks, **stamps}, outcome=outcome, error_type=error_type, attributes=attributes)
-        return replace(joined, stall=self.stalled_since(joined.last_token))
+        joined = replace(first, **{**marks, **stamps}, outcome=outcome, error_type=error_type)
+        if joined.submitted is None and any(engine.start == joined.scheduled for engine in self._engines):
+            joined = replace(joined, submitted=joined.scheduled)  # its work began as soon as it was handed over
+        stall = self.stalled_since(joined.last_token)
+        return replace(joined, stall=stall, attributes={**joined.attributes, **self._network(stall)})
+
+    def _network(self, stall: int) -> dict[str, AttributeValue]:
+        """Upload, stall and the way of the last bytes. A peer that does not read is not the network."""
+        if self.delivery is None or self.parsed is None or self.received is None:
+            return {}
+        slow_reader = self.delivery.peer_limited > 0
+        duration = self.received - self.parsed + self.delivery.last_bytes + (0 if slow_reader else stall)
+        attributes: dict[str, AttributeValue] = {
+            "otel_llm.network.duration": duration / 1e9,
+            "otel_llm.network.method": "server_tcp",
+        }
+        if slow_reader:
+            attributes["otel_llm.network.peer_limited"] = self.delivery.peer_limited / 1e9
+        return attributes
 
     def _ending(self) -> tuple[Outcome, str | None]:
         """What went wrong, if anything: the engine knows the cause better than the answer's status does."""
@@ -148,6 +179,7 @@ def several(engines: list[Timeline]) -> dict[str, Any]:
         known = [count for count in (getattr(engine, name) for engine in engines) if count is not None]
         fields[name] = sum(known) if known else None
     fields["children"] = fields["children"][:CHILDREN_KEPT]
+    fields["finish_reasons"] = fields["finish_reasons"][:CHILDREN_KEPT]
     return fields
 
 

@@ -50,6 +50,8 @@ class Status:
 
     instrumented: bool
     engines: Mapping[str, EngineStatus]
+    edges: Mapping[str, EngineStatus]
+    """HTTP servers and clients, likewise."""
     exporters: Mapping[str, tuple[str, ...]]
     """Exporters of our own pipeline by signal; empty before the first request or with the application's providers."""
     exported: Mapping[str, int]
@@ -143,6 +145,7 @@ def instrument(
     that does not exist.
     """
     global _active
+    from otel_llm import servers
     from otel_llm.telemetry.context import capture
 
     with _lock:
@@ -155,7 +158,8 @@ def instrument(
         _active = active
         outlet.active = outlet.Outlet(emit, capture)
         process_exit.arm(_shutdown)
-        for row in (*rows, _UVICORN_EXIT):
+        edges = [servers.load(name) for name in servers.names()]
+        for row in (*rows, *edges, _UVICORN_EXIT):
             active.patchers[row.name] = patcher = Patcher(row, emit, capture, ready)
             patcher.arm()
 
@@ -178,22 +182,24 @@ def status() -> Status:
     patchers = {} if _active is None else _active.patchers
     live = _live.peek()
     pipeline = None if live is None else live.pipeline
+    hooked = {name: _hooks_of(patcher) for name, patcher in patchers.items() if patcher.engine is not _UVICORN_EXIT}
     return Status(
         instrumented=_active is not None,
-        engines={
-            name: EngineStatus(
-                state=patcher.state,
-                version=getattr(sys.modules.get(patcher.engine.package), "__version__", None),
-                hooks=patcher.wrapped,
-                reason=patcher.reason,
-            )
-            for name, patcher in patchers.items()
-            if patcher.engine is not _UVICORN_EXIT
-        },
+        engines={name: state for name, state in hooked.items() if name in _engine_names()},
+        edges={name: state for name, state in hooked.items() if name not in _engine_names()},
         exporters={} if pipeline is None else dict(pipeline.exporters),
         exported={} if pipeline is None else pipeline.loss.exported(),
         dropped={} if pipeline is None else pipeline.loss.dropped(),
         errors=dict(faults.errors),
+    )
+
+
+def _hooks_of(patcher: Patcher) -> EngineStatus:
+    return EngineStatus(
+        state=patcher.state,
+        version=getattr(sys.modules.get(patcher.engine.package), "__version__", None),
+        hooks=patcher.wrapped,
+        reason=patcher.reason,
     )
 
 

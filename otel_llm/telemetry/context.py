@@ -27,11 +27,12 @@ class Captured(NamedTuple):
 def capture(headers: Mapping[str, str] | None = None) -> Captured:
     """Return the current context; without a span in it, the one that W3C headers carry."""
     current = otel_context.get_current()
-    if headers and not trace.get_current_span(current).get_span_context().is_valid:
-        current = extract(headers, current)
     server = edge.current.get()
     if server is not None:
         server.expect()
+        headers = headers or server.headers
+    if headers and not trace.get_current_span(current).get_span_context().is_valid:
+        current = extract(headers, current)
     return Captured(current, server)
 
 
