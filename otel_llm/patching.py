@@ -141,7 +141,8 @@ class Patcher:
         self.breaker = faults.Breaker(engine.name)
         self.state: State = "off"
         self.reason = ""
-        self._hooks = engine.hooks(Probe(emit, capture, ready, self.breaker))
+        self.probe = Probe(emit, capture, ready, self.breaker)
+        self._hooks = engine.hooks(self.probe)
         self._patches: list[Patch] = []
         self._wrapped: list[str] = []
 

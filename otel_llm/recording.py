@@ -43,9 +43,7 @@ class Recording:
         """One of several samples of this request, as a timeline of its own."""
         return Timeline(**self._fixed, ended=ended, **marks)
 
-    def close(
-        self, outcome: Outcome, error_type: str | None, samples: Sequence[Timeline] = (), **marks: Any
-    ) -> None:
+    def close(self, outcome: Outcome, error_type: str | None, samples: Sequence[Timeline] = (), **marks: Any) -> None:
         """End the request now, unless it has ended: emit it, cut at the stamps of its samples."""
         if not self.open:
             return

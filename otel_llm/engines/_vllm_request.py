@@ -66,7 +66,8 @@ class Request(Recording):
     """A call of generate(); watches the stream that its caller reads, if there is one."""
 
     def __init__(self, call: Call, probe: Probe, operation: str) -> None:
-        served = getattr(call.get("lora_request"), "lora_name", call.instance.model_config.served_model_name)
+        config = getattr(call.instance, "llm_engine", call.instance).model_config
+        served = getattr(call.get("lora_request"), "lora_name", config.served_model_name)
         self.samples: list[Sample] = []
         self.streamed = False
         super().__init__(

@@ -13,16 +13,26 @@ import time
 from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
 from otel_llm.engines._vllm_request import Request, Sample, current
-from otel_llm.patching import Call, Engine, Hook, Probe, Returned
+from otel_llm.patching import Body, Call, Engine, Hook, Probe, Returned
 from otel_llm.streams import AsyncStream
 from otel_llm.timeline import nanoseconds
 
 Steps = Generator[None, Returned, Any]
 KEY = "_otel_llm"
-_chat: ContextVar[bool] = ContextVar("otel_llm_vllm_chat", default=False)
+_batch: ContextVar[Batch | None] = ContextVar("otel_llm_vllm_batch", default=None)
 _stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", default=False)
+
+
+class Batch:
+    """A call of the offline ``LLM``, which submits many requests."""
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        self.requests: WeakSet[Request] = WeakSet()
+        self.reported: BaseException | None = None
 
 
 def _hooks(probe: Probe) -> tuple[Hook, ...]:
@@ -38,11 +48,14 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         return None if returned.error else AsyncStream(returned.value, request)
 
     def add_offline(call: Call) -> Steps:
-        request = Request(call, probe, "chat" if _chat.get() else "text_completion")
+        batch = _batch.get() or Batch("text_completion")
+        request = Request(call, probe, batch.operation)
+        batch.requests.add(request)
         token = current.set(request)
         returned = yield
         current.reset(token)
         if returned.error is not None:
+            batch.reported = returned.error
             request.ended(returned.error)
 
     def submit(call: Call) -> Steps:
@@ -92,10 +105,22 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             call.replace("enable_default_loggers", False)
         yield
 
-    def chat(call: Call) -> Steps:
-        token = _chat.set(True)
-        yield
-        _chat.reset(token)
+    def offline(operation: str) -> Body:
+        def body(call: Call) -> Steps:
+            outer = _batch.get()
+            batch = outer or Batch(operation)
+            refused, token = Request(call, probe, operation), _batch.set(batch)
+            returned = yield
+            _batch.reset(token)
+            if returned.error is None or outer is not None:
+                return
+            # A prompt can fail in rendering, before it is added to the engine.
+            if isinstance(returned.error, ValueError) and returned.error is not batch.reported:
+                refused.ended(returned.error)
+            for request in tuple(batch.requests):  # what the engine took down with it
+                request.ended(returned.error)
+
+        return body
 
     v1 = "vllm.v1.engine."
     return (
@@ -109,7 +134,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
         Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
-        Hook(("vllm.entrypoints.llm:LLM.chat",), chat, required=False),
+        Hook(("vllm.entrypoints.llm:LLM.generate",), offline("text_completion"), required=False),
+        Hook(("vllm.entrypoints.llm:LLM.chat",), offline("chat"), required=False),
     )
 
 

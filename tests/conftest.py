@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import otel_llm
+from otel_llm.testing import swallowed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
+
+
+@pytest.fixture(autouse=True)
+def no_hidden_error(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, Exception]]]:
+    """Every error that production would swallow fails the test, unless it expects them."""
+    with swallowed() as errors:
+        yield errors
+    if request.node.get_closest_marker("expects_faults") is None and errors:
+        raise AssertionError(f"swallowed in {errors[0][0]}") from errors[0][1]
+
+
+@pytest.fixture
+def instrumented() -> Iterator[None]:
+    """Nothing is left behind."""
+    yield
+    otel_llm.uninstrument()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "expects_faults: errors of our own are injected here")
+    # No test may try to reach a collector that it did not start itself.
+    os.environ.setdefault("OTEL_TRACES_EXPORTER", "none")
+    os.environ.setdefault("OTEL_METRICS_EXPORTER", "none")
