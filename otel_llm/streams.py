@@ -8,7 +8,7 @@ of the watcher is swallowed and counted.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 from otel_llm import faults
@@ -68,14 +68,50 @@ class _Stream:
 class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
     """An asynchronous generator, watched."""
 
+    def __init__(self, inner: AsyncGenerator[Any, Any], watcher: Watcher) -> None:
+        super().__init__(inner, watcher)
+        self._advance, self._tell = inner.__anext__, watcher.item
+
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Any:
+        # Written out, not by _step: this runs for every token.
         if not self._started:
             self._start()
         try:
-            value = await self._inner.__anext__()
+            value = await self._advance()
+        except StopAsyncIteration:
+            self._end(None)
+            raise
+        except BaseException as error:
+            self._end(error)
+            raise
+        try:
+            self._tell(value)
+        except Exception as fault:
+            faults.swallow("stream.item", fault)
+        return value
+
+    def asend(self, value: Any) -> Coroutine[Any, Any, Any]:
+        """Like ``__anext__``, with a value."""
+        return self._step(self._inner.asend, value)
+
+    def athrow(self, *error: Any) -> Coroutine[Any, Any, Any]:
+        """Throw into the generator; what escapes from it ends the stream."""
+        return self._step(self._inner.athrow, *error)
+
+    async def aclose(self) -> None:
+        """Close the generator; before its end that is an abort."""
+        if self._started:
+            self._end(GeneratorExit())
+        await self._inner.aclose()
+
+    async def _step(self, advance: Callable[..., Awaitable[Any]], *values: Any) -> Any:
+        if not self._started:
+            self._start()
+        try:
+            value = await advance(*values)
         except StopAsyncIteration:
             self._end(None)
             raise
@@ -85,26 +121,6 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
         self._item(value)
         return value
 
-    async def asend(self, value: Any) -> Any:
-        """Like ``__anext__``, with a value."""
-        if value is None:
-            return await self.__anext__()
-        return await self._inner.asend(value)
-
-    async def athrow(self, *error: Any) -> Any:
-        """Throw into the generator; what escapes from it ends the stream."""
-        try:
-            return await self._inner.athrow(*error)
-        except BaseException as raised:
-            self._end(raised)
-            raise
-
-    async def aclose(self) -> None:
-        """Close the generator; before its end that is an abort."""
-        if self._started:
-            self._end(GeneratorExit())
-        await self._inner.aclose()
-
 
 class SyncStream(_Stream, Generator[Any, Any, Any]):
     """A generator, watched."""
@@ -113,10 +129,27 @@ class SyncStream(_Stream, Generator[Any, Any, Any]):
         return self
 
     def __next__(self) -> Any:
+        return self._step(self._inner.__next__)
+
+    def send(self, value: Any) -> Any:
+        """Like ``__next__``, with a value."""
+        return self._step(self._inner.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """Throw into the generator; what escapes from it ends the stream."""
+        return self._step(self._inner.throw, *error)
+
+    def close(self) -> None:
+        """Close the generator; before its end that is an abort."""
+        if self._started:
+            self._end(GeneratorExit())
+        self._inner.close()
+
+    def _step(self, advance: Callable[..., Any], *values: Any) -> Any:
         if not self._started:
             self._start()
         try:
-            value = next(self._inner)
+            value = advance(*values)
         except StopIteration:
             self._end(None)
             raise
@@ -125,21 +158,3 @@ class SyncStream(_Stream, Generator[Any, Any, Any]):
             raise
         self._item(value)
         return value
-
-    def send(self, value: Any) -> Any:
-        """Like ``__next__``, with a value."""
-        return self.__next__() if value is None else self._inner.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """Throw into the generator; what escapes from it ends the stream."""
-        try:
-            return self._inner.throw(*error)
-        except BaseException as raised:
-            self._end(raised)
-            raise
-
-    def close(self) -> None:
-        """Close the generator; before its end that is an abort."""
-        if self._started:
-            self._end(GeneratorExit())
-        self._inner.close()
