@@ -1,0 +1,138 @@
+"""A call of ``generate`` in flight. Not an engine: files that start with ``_`` are none."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from typing import Any, Final
+
+from otel_llm.engines._transformers_loop import Counts, Kind, Loop
+from otel_llm.patching import Call, Probe
+from otel_llm.recording import Recording
+from otel_llm.timeline import Timeline, ending
+
+current: Final[ContextVar[Generation | None]] = ContextVar("otel_llm_transformers_generation", default=None)
+"""The call of ``generate`` that runs in this thread."""
+
+_MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "audio", "video")
+
+
+class Generation(Recording):
+    """One call of ``generate``, whatever the number of rows: they start and return together."""
+
+    def __init__(self, call: Call, probe: Probe) -> None:
+        self.model = call.instance
+        self.loop: Loop | None = None
+        """The decoding method that runs now."""
+        self.stamps: list[int] = []
+        """Of the running or last loop; of a custom one that has no decoding method."""
+        self.muted = False
+        """While another ``generate`` runs inside this one."""
+        self.draft = 0
+        """Nanoseconds in the ``generate`` of assistants."""
+        given = call.get("input_ids") if call.get("inputs") is None else call.get("inputs")
+        self._given = given.shape[1] if getattr(given, "ndim", 0) == 2 else None
+        self._custom = call.get("custom_generate") is not None
+        self._loops: list[Loop] = []
+        self._breaker = probe.breaker
+        super().__init__(
+            probe.emit,
+            engine="transformers",
+            operation=_operation(call),
+            model=model_name(call.instance),
+            request_id=None,
+            context=probe.capture(),
+        )
+
+    def enter(self, call: Call, kind: Kind) -> Loop:
+        """A decoding method begins."""
+        loop = Loop(call, kind, self._given)
+        self._loops.append(loop)
+        self.loop, self.stamps = loop, loop.stamps
+        return loop
+
+    def ended(self, error: BaseException | None) -> None:
+        """``generate`` has returned or raised: only now is anything counted."""
+        now = time.monotonic_ns()
+        if error is None:
+            outcome, reason = ending(None, accepted=True)
+            marks = self._finished(now)
+        else:
+            outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
+            marks = {
+                **self._seen([loop.cut() for loop in self._loops]),
+                "cut_known": bool(self._loops) or not self._custom,
+            }
+        samples = marks.pop("samples", ())
+        self.close(outcome, reason, samples, received=None, scheduled=self.received, ended=now, **marks)
+
+    def _finished(self, now: int) -> dict[str, Any]:
+        loops, counts = self._loops, [self._counts(loop) for loop in self._loops]
+        marks = self._seen(counts)
+        if "first_token" not in marks:
+            return marks
+        marks["last_token"] = loops[-1].last() if loops else self.stamps[-1]
+        rows = counts[0].rows if len(loops) == 1 else None
+        if rows:
+            marks["last_token"] = max(loops[0].last(length) for length in rows)
+            marks["finish_reasons"] = loops[0].finish_reasons(rows)
+            if len(rows) > 1:
+                marks["samples"] = self._samples(loops[0], counts[0].prompts, rows)
+        return marks
+
+    def _seen(self, counts: list[Counts]) -> dict[str, Any]:
+        """What calls that returned and calls that raised have in common."""
+        marks: dict[str, Any] = {}
+        ready = self._loops[0].ready if self._loops else self.stamps[1:]
+        if ready:
+            marks["first_token"] = ready[0]
+        if self.draft:
+            marks["attributes"] = {"otel_llm.engine.draft_time": self.draft / 1e9}
+        if counts and counts[0].prompts is not None:
+            marks["prompt_tokens"] = sum(counts[0].prompts)
+        known = [sum(count.rows) for count in counts if count.rows is not None]
+        if counts and len(known) == len(counts):
+            marks["output_tokens"] = sum(known)
+        return marks
+
+    def _counts(self, loop: Loop) -> Counts:
+        try:
+            return loop.counts()
+        except Exception as error:
+            self._breaker.swallow("counts", error)
+            return Counts()
+
+    def _samples(self, loop: Loop, prompts: list[int] | None, rows: list[int]) -> list[Timeline]:
+        """One per row. A row ends with its last token; what it waits for the others belongs to the call."""
+        reasons = loop.finish_reasons(rows)
+        return [
+            self.sample(
+                ended=loop.last(length),
+                scheduled=self.received,
+                first_token=loop.ready[0],
+                last_token=loop.last(length),
+                prompt_tokens=prompts[index * len(prompts) // len(rows)] if prompts else None,
+                output_tokens=length,
+                finish_reasons=reasons[index : index + 1],
+            )
+            for index, length in enumerate(rows)
+        ]
+
+
+def _operation(call: Call) -> str:
+    media = any(name.startswith(_MEDIA) and value is not None for name, value in call.kwargs.items())
+    text = call.instance.main_input_name == "input_ids" and not media
+    spoken = getattr(call.instance, "output_modalities", ("text",)) == ("text",)
+    return "text_completion" if text and spoken else "generate_content"
+
+
+def model_name(model: Any) -> str:
+    """
+    The last part of where the model came from, else its class: a folder's path stays private.
+
+    In the hub's cache the last part is a commit; the name is further up.
+    """
+    parts = str(getattr(model.config, "_name_or_path", "") or "").replace("\\", "/").rstrip("/").split("/")
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        return parts[-3].rpartition("--")[2]
+    return parts[-1] or type(model).__name__

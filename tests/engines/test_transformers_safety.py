@@ -1,0 +1,241 @@
+"""The hooks on ``model.generate`` never change what it does: faults, exceptions, syncs, graphs, undo."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import tiny_transformers as tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from otel_llm.engines import _transformers_call as call_module
+from otel_llm.engines.transformers import ENGINE
+from otel_llm.patching import Hook, Patcher, Probe, resolve
+from otel_llm.testing import swallowed
+from otel_llm.timeline import Timeline
+
+BATCH: dict[str, Any] = {
+    "inputs": tiny.prompt(3),
+    "max_new_tokens": 8,
+    "eos_token_id": tiny.EOS,
+    "logits_processor": [tiny.Script([5, 7, 3], 6)],
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> tiny.SlowQwen2:
+    return tiny.qwen2()
+
+
+def everything(model: tiny.SlowQwen2) -> list[torch.Tensor]:
+    """One call through each hook that this version has."""
+    torch.manual_seed(3)
+    return [
+        model.generate(**BATCH),
+        model.generate(**BATCH, stopping_criteria=[tiny.StopRows([4, 9, 2], 6)]),
+        model.generate(tiny.prompt(), max_new_tokens=6, do_sample=True),
+        model.generate(tiny.prompt(), max_new_tokens=6, num_beams=3),
+        model.generate(tiny.prompt(), max_new_tokens=6, assistant_model=tiny.qwen2(hidden=32)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(model: tiny.SlowQwen2) -> list[torch.Tensor]:
+    return everything(model)
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def failing(hooks: Callable[[Probe], tuple[Hook, ...]], *, early: bool) -> Callable[[Probe], tuple[Hook, ...]]:
+    """The same targets, every body fails before or after the call."""
+
+    def body(call: Any) -> Iterator[None]:
+        if early:
+            raise RuntimeError("early")
+        yield
+        raise RuntimeError("late")
+
+    return lambda probe: tuple(dataclasses.replace(hook, body=body if hook.body else None) for hook in hooks(probe))
+
+
+@pytest.mark.expects_faults
+@pytest.mark.parametrize("early", [True, False])
+def test_a_body_that_fails_changes_nothing(model: tiny.SlowQwen2, expected: list[torch.Tensor], early: bool) -> None:
+    engine = dataclasses.replace(ENGINE, hooks=failing(ENGINE.hooks, early=early))
+    patcher = Patcher(engine, lambda timeline: None, lambda headers=None: None, lambda: None)
+    with swallowed() as errors:
+        patcher.arm()
+        try:
+            assert same(everything(model), expected)
+        finally:
+            patcher.undo()
+    for method in ("generate", "_sample", "_beam_search", "_assisted_decoding"):
+        assert f"transformers.GenerationMixin.{method}" in {place for place, _ in errors}
+
+
+class Broken:
+    """What a hook finds in its place when everything of ours is broken."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+@pytest.mark.expects_faults
+def test_replacements_that_fail_change_nothing(model: tiny.SlowQwen2, expected: list[torch.Tensor]) -> None:
+    token = call_module.current.set(Broken())  # type: ignore[arg-type]  # broken on purpose
+    try:
+        with swallowed() as errors, tiny.watched() as seen:
+            assert same(everything(model)[:2], expected[:2])
+    finally:
+        call_module.current.reset(token)
+    assert not seen
+    for method in ("_has_unfinished_sequences", "StoppingCriteriaList"):
+        assert f"transformers.{method}" in {place for place, _ in errors}
+
+
+@pytest.mark.expects_faults
+@pytest.mark.parametrize("part", ["capture", "counts", "emit"])
+def test_parts_that_fail_change_nothing(
+    model: tiny.SlowQwen2, expected: list[torch.Tensor], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(part)
+
+    seen: list[Timeline] = []
+    if part == "counts":
+        monkeypatch.setattr(call_module.Loop, "counts", fail)
+    patcher = Patcher(
+        ENGINE,
+        fail if part == "emit" else seen.append,
+        fail if part == "capture" else lambda headers=None: None,
+        lambda: None,
+    )
+    with swallowed() as errors:
+        patcher.arm()
+        try:
+            assert same(everything(model), expected)
+        finally:
+            patcher.undo()
+    assert len(errors) >= 5
+    assert {str(error) for _, error in errors} == {part}
+    assert call_module.current.get() is None
+    assert len(seen) == (5 if part == "counts" else 0)
+    assert all(t.output_tokens is None and t.time_to_first_token() for t in seen), "what is known is still told"
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason"),
+    [(RuntimeError("no"), "error", "RuntimeError"), (KeyboardInterrupt(), "abort", "cancelled")],
+)
+def test_an_exception_of_the_host_passes_unchanged(
+    model: tiny.SlowQwen2, error: BaseException, outcome: str, reason: str
+) -> None:
+    with tiny.watched() as seen:
+        with pytest.raises(type(error)) as raised:
+            model.generate(tiny.prompt(), max_new_tokens=9, streamer=tiny.Clock(5, error))
+        assert raised.value is error
+        model.generate(tiny.prompt(), max_new_tokens=2)
+    cut, after = seen
+    assert (cut.outcome, cut.error_type) == (outcome, reason)
+    assert [phase.name for phase in cut.phases()] == ["prefill", "decode"]
+    assert (cut.prompt_tokens, cut.output_tokens) == (6, 4), "the fifth step was not completed"
+    assert sum(phase.duration for phase in cut.phases()) == cut.duration
+    assert after.outcome == "ok"
+    assert after.output_tokens == 2
+
+
+def test_a_call_that_is_refused(model: tiny.SlowQwen2) -> None:
+    with tiny.watched() as seen, pytest.raises(ValueError, match="beam"):
+        model.generate(tiny.prompt(), max_new_tokens=2, num_beams=2, streamer=tiny.Clock())
+    (timeline,) = seen
+    assert (timeline.outcome, timeline.error_type, timeline.output_tokens) == ("reject", "ValueError", None)
+    assert timeline.time_to_first_token() is None
+
+
+class Syncs(TorchDispatchMode):
+    """Counts reads of a scalar, each of which waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def syncs(model: tiny.SlowQwen2, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> tuple[int, int]:
+    """(scalar reads, copies to a list) of one call."""
+    copies = []
+    original = torch.Tensor.tolist
+    with monkeypatch.context() as patched, Syncs() as mode:
+        patched.setattr(torch.Tensor, "tolist", lambda self: copies.append(1) or original(self))
+        model.generate(**arguments)
+    return mode.reads, len(copies)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "after_the_loop"),
+    [
+        ({"inputs": tiny.prompt(), "eos_token_id": tiny.EOS}, 0),
+        ({"inputs": tiny.prompt(), "num_beams": 3, "eos_token_id": tiny.EOS}, 0),
+        ({"inputs": tiny.prompt(), "prompt_lookup_num_tokens": 2}, 0),
+        ({"inputs": tiny.prompt(4)}, 0),
+        ({"inputs": tiny.prompt(4), "eos_token_id": tiny.EOS}, 1),
+    ],
+)
+def test_no_step_waits_for_the_device_again(
+    model: tiny.SlowQwen2, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], after_the_loop: int
+) -> None:
+    arguments = {"max_new_tokens": 20, **arguments}
+    reads, copies = syncs(model, monkeypatch, **arguments)
+    assert reads >= 20, "the probe must see the library's own syncs"
+    with tiny.watched():
+        assert syncs(model, monkeypatch, **arguments) == (reads, copies + after_the_loop)
+
+
+def test_a_compiled_graph_is_the_same() -> None:
+    from transformers.generation.configuration_utils import CompileConfig
+
+    def graphs() -> list[int]:
+        nodes: list[int] = []
+
+        def backend(graph: torch.fx.GraphModule, _: Any, **options: Any) -> Any:
+            nodes.append(len(graph.graph.nodes))
+            return graph.forward
+
+        torch.compiler.reset()
+        config = CompileConfig(fullgraph=True, backend=backend)
+        config._compile_all_devices = True  # else the library compiles on accelerators only
+        fresh = tiny.plain_qwen2()
+        output = fresh.generate(
+            tiny.prompt(), max_new_tokens=5, cache_implementation="static", compile_config=config, disable_compile=False
+        )
+        assert output.shape[1] == 11
+        return nodes
+
+    plain = graphs()
+    with tiny.watched() as seen:
+        measured = graphs()
+    assert plain
+    assert measured == plain
+    assert seen[0].output_tokens == 5
+    assert seen[0].time_to_first_token()
+
+
+def test_undo_restores_the_very_same_objects() -> None:
+    places = [resolve(hook) for hook in ENGINE.hooks(Probe(print, print, print, None))]  # type: ignore[arg-type]
+    before = [(p[0], p[1], vars(p[0]).get(p[1]), inspect.signature(getattr(p[0], p[1]))) for p in places if p]
+    with tiny.watched():
+        for parent, name, own, signature in before:
+            assert vars(parent).get(name) is not own
+            assert inspect.signature(getattr(parent, name)) == signature, "generate itself looks at signatures"
+    for parent, name, own, _ in before:
+        assert vars(parent).get(name) is own
+    assert len(before) >= 6
