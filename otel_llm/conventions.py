@@ -154,6 +154,14 @@ INSTRUMENTS: Final = {
             LATENCY_SECONDS,
         ),
         Instrument(
+            "otel_llm.network.duration",
+            "histogram",
+            "s",
+            "Network time of a request, by the method that gave it; from a server's side alone it is an estimate.",
+            (*_REQUEST, "otel_llm.network.method"),
+            LATENCY_SECONDS,
+        ),
+        Instrument(
             "otel_llm.request.tokens",
             "counter",
             "{token}",

@@ -40,7 +40,7 @@ def read(connection: Any) -> TcpInfo | None:
         return None
     try:
         raw = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ValueError):  # ValueError: uvloop, on a closed socket
         return None
     return TcpInfo(*_FIELDS.unpack_from(raw)) if len(raw) >= _FIELDS.size else None
 

@@ -52,10 +52,12 @@ def measure(server: ServerEdge, connection: Connection, done: Callable[[], None]
             if now is not None and now.acknowledged < target and elapsed < LIMIT_SECONDS * 1e9:
                 loop.call_later(pause, look, pause * 1.1)
                 return
-            if now is not None:  # else the connection was closed meanwhile
+            if now is not None:
                 limited = limited_us + now.peer_limited_us - info.peer_limited_us
                 travel = smoothed * 1000 if limited else max(elapsed, smoothed * 1000)
                 server.delivery = Delivery(travel, limited * 1000)
+            else:  # closed by the peer, who has had it all, at a time that nobody saw
+                server.delivery = Delivery(smoothed * 1000, limited_us * 1000)
         except Exception as error:
             faults.swallow("asgi.delivery", error)
         done()

@@ -76,16 +76,20 @@ def _arrival(protocol: Any, now: int) -> int | None:
 
 def _run_asgi(original: Callable[..., Any]) -> Callable[..., Any]:
     def run_asgi(self: Any, app: asgi.App) -> Any:
-        out = outlet.active
-        if out is None:
-            return original(self, app)
-        connection = getattr(self, KEY, None)
-        if connection is None:  # it came in one packet with the request before it
-            connection = _Connection(self)
-            connection.parsed = time.monotonic_ns()
-        return original(self, partial(asgi.serve, out, app, connection))
+        return original(self, partial(_serve, self, app))
 
     return run_asgi
+
+
+async def _serve(cycle: Any, app: asgi.App, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+    out = outlet.active
+    if out is None:
+        return await app(scope, receive, send)
+    connection = getattr(cycle, KEY, None)
+    if connection is None:  # it came in one packet with the request before it
+        connection = _Connection(cycle)
+        connection.parsed = time.monotonic_ns()
+    return await asgi.serve(out, app, connection, scope, receive, send)
 
 
 def _hooks(_probe: Probe) -> tuple[Hook, ...]:

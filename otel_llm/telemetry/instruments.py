@@ -42,6 +42,7 @@ class MetricWriter:
         self._first_token = self._histogram("gen_ai.server.time_to_first_token")
         self._per_token = self._histogram("gen_ai.server.time_per_output_token")
         self._phase = self._histogram("otel_llm.request.phase.duration")
+        self._network = self._histogram("otel_llm.network.duration")
         self._tokens = self._counter("otel_llm.request.tokens")
         self._slo = None if targets is None else self._counter("otel_llm.request.slo")
         self._observe("otel_llm.telemetry.errors", "otel_llm.fault.place", faults.errors.copy)
@@ -56,6 +57,10 @@ class MetricWriter:
         self._record(self._duration, timeline.duration, ended, context)
         for phase in phases:
             self._record(self._phase, phase.duration, {**labels, "otel_llm.phase": phase.name}, context)
+        method = timeline.attributes.get("otel_llm.network.method")
+        if method is not None:
+            how = {**labels, "otel_llm.network.method": sanitize.text(method)}
+            self._record(self._network, float(timeline.attributes["otel_llm.network.duration"]) * 1e9, how, context)
         if timeline.outcome == "ok" and timeline.output_tokens:
             self._record(self._first_token, timeline.time_to_first_token(), labels, context)
             self._record(self._per_token, timeline.time_per_output_token(), labels, context)
