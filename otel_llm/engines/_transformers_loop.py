@@ -112,7 +112,7 @@ class Loop:
             return [width] * rows
         if self._ends is None and (self._plain or self.kind == "sample"):
             return [width] * rows  # without an end token rows are never padded
-        if self._plain:
+        if self._plain and self._ends is not None:
             hit = (new.unsqueeze(-1) == self._ends.to(new.device)).any(-1)
             return (hit.int().argmax(1) + 1).masked_fill(~hit.any(1), width)
         if self.done:

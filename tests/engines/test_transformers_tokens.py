@@ -126,6 +126,10 @@ def test_beams_of_unequal_length(model: tiny.SlowQwen2, seen: list[Timeline], pa
     assert [child.output_tokens for child in timeline.children] == truth
     assert [child.prompt_tokens for child in timeline.children] == [6, 6, 6, 5, 5, 5, 4, 4, 4]
     assert timeline.prompt_tokens == 15
+    # No hypothesis is final before the search is over.
+    assert {child.ended for child in timeline.children} == {timeline.last_token}
+    assert timeline.last_token is not None
+    assert timeline.last_token > model.forwards[-1]
 
 
 def test_beams_with_a_criterion_of_the_user_are_unknown(model: tiny.SlowQwen2, seen: list[Timeline]) -> None:
