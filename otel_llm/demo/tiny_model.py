@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -98,3 +99,7 @@ def _write(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    print(build(sys.argv[1]))
