@@ -22,8 +22,9 @@ from otel_llm.report.otlp import Span
 from otel_llm.report.receiver import Receiver
 
 TICKS = workload.TICK / 1e9
-PHASES = ("queue", "prefill", "decode", "postprocess")
-SPANS = len(workload.REQUESTS) * (1 + len(PHASES))
+PHASES = sorted({part.phase for request in workload.REQUESTS for part in request.parts()})
+SPANS = sum(1 + len(request.parts()) for request in workload.REQUESTS)
+ENDED = [request for request in workload.REQUESTS if not request.failed]
 REQUEST_LABELS = {
     "gen_ai_operation_name": "chat",
     "gen_ai_provider_name": "vllm",
@@ -54,7 +55,7 @@ class Sent(NamedTuple):
         found: dict[str | tuple[str, ...], float] = {}
         for labels, value in self.backend.select(f'{name}{{service_name="{self.service}"}}').items():
             of_series = dict(labels)
-            key = tuple(of_series[label] for label in keep)
+            key = tuple(of_series.get(label, "") for label in keep)
             assert key not in found, f"two series of {name} for {key}"
             found[key[0] if len(key) == 1 else key] = value
         return found
@@ -85,9 +86,8 @@ def sent(request: pytest.FixtureRequest, collector: Rotel, victoria_metrics: Vic
 @pytest.mark.parametrize(
     ("instrument", "ticks"),
     [
-        ("gen_ai.server.request.duration", [r.total for r in workload.REQUESTS]),
-        ("gen_ai.server.time_to_first_token", [r.queue + r.prefill for r in workload.REQUESTS]),
-        ("gen_ai.server.time_per_output_token", [r.decode / (r.output_tokens - 1) for r in workload.REQUESTS]),
+        ("gen_ai.server.time_to_first_token", [request.first_token for request in ENDED]),
+        ("gen_ai.server.time_per_output_token", [request.per_output_token for request in ENDED]),
     ],
 )
 def test_histograms_arrive_exactly(sent: Sent, instrument: str, ticks: list[float]) -> None:
@@ -100,9 +100,22 @@ def test_histograms_arrive_exactly(sent: Sent, instrument: str, ticks: list[floa
         assert dict(labels).items() >= REQUEST_LABELS.items()
 
 
+@pytest.mark.parametrize(("failed", "error_type"), [(False, ""), (True, "EngineDeadError")])
+def test_durations_arrive_exactly(sent: Sent, failed: bool, error_type: str) -> None:
+    seconds = [TICKS * request.total for request in workload.REQUESTS if request.failed == failed]
+    name = "gen_ai_server_request_duration_seconds"
+    assert sent.metric(f"{name}_count", "error_type")[error_type] == len(seconds)
+    assert sent.metric(f"{name}_sum", "error_type")[error_type] == sum(seconds)
+    buckets = sent.metric(f"{name}_bucket", "error_type", "le")
+    expected = cumulative(seconds, conventions.INSTRUMENTS["gen_ai.server.request.duration"].buckets)
+    assert {key[1]: value for key, value in buckets.items() if key[0] == error_type} == expected
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_phases_arrive_exactly(sent: Sent, phase: str) -> None:
-    seconds = [TICKS * getattr(request, phase) for request in workload.REQUESTS]
+    # Upload and stall are both network: one value per request.
+    ticks = [sum(part.ticks for part in r.parts() if part.phase == phase) for r in workload.REQUESTS]
+    seconds = [TICKS * length for length in ticks if length]
     name = "otel_llm_request_phase_duration_seconds"
     assert sent.metric(f"{name}_count", "otel_llm_phase")[phase] == len(seconds)
     assert sent.metric(f"{name}_sum", "otel_llm_phase")[phase] == sum(seconds)
@@ -113,14 +126,27 @@ def test_phases_arrive_exactly(sent: Sent, phase: str) -> None:
 
 def test_sums_of_phases_add_up_to_the_sum_of_durations(sent: Sent) -> None:
     phases = sent.metric("otel_llm_request_phase_duration_seconds_sum", "otel_llm_phase")
-    assert set(phases) == set(PHASES)
-    assert sum(phases.values()) == sent.metric("gen_ai_server_request_duration_seconds_sum")[()]
+    durations = sent.metric("gen_ai_server_request_duration_seconds_sum", "error_type")
+    assert set(phases) == set(PHASES) == set(conventions.ATTRIBUTES["otel_llm.phase"].values)
+    assert sum(phases.values()) == sum(durations.values())
 
 
 def test_counters_arrive_exactly(sent: Sent) -> None:
     assert sent.metric("otel_llm_request_tokens_total", "gen_ai_token_type") == {
         "input": sum(request.prompt_tokens for request in workload.REQUESTS),
+        "cached_input": sum(request.cached_tokens for request in workload.REQUESTS),
         "output": sum(request.output_tokens for request in workload.REQUESTS),
+    }
+
+
+def test_goodput_arrives_exactly(sent: Sent) -> None:
+    counted = sent.backend.select(
+        f'sum by (otel_llm_slo_met) (otel_llm_request_slo_total{{service_name="{sent.service}"}})'
+    )
+    good = sum(request.good for request in workload.REQUESTS)
+    assert {dict(labels)["otel_llm_slo_met"]: value for labels, value in counted.items()} == {
+        "true": good,
+        "false": len(workload.REQUESTS) - good,
     }
 
 
@@ -129,18 +155,16 @@ def test_traces_arrive_whole(sent: Sent) -> None:
     assert len(spans) == SPANS
     roots = [span for span in spans if span.parent_id is None]
     assert len({root.trace_id for root in roots}) == len(workload.REQUESTS)
-    lengths = []
+    arrived = []
     for root in roots:
         phases = sorted((span for span in spans if span.parent_id == root.span_id), key=lambda span: span.start)
-        assert [phase.name for phase in phases] == list(PHASES)
         assert {phase.trace_id for phase in phases} == {root.trace_id}
         edges = [root.start, *(phase.end for phase in phases)]
         assert [phase.start for phase in phases] == edges[:-1]
         assert edges[-1] == root.end
         assert root.name == f"chat {workload.MODEL}"
-        lengths.append(tuple((phase.end - phase.start) // workload.TICK for phase in phases))
-    recorded = [tuple(getattr(request, phase) for phase in PHASES) for request in workload.REQUESTS]
-    assert Counter(lengths) == Counter(recorded)
+        arrived.append(tuple(workload.Part(p.name, (p.end - p.start) // workload.TICK) for p in phases))
+    assert Counter(arrived) == Counter(tuple(request.parts()) for request in workload.REQUESTS)
 
 
 def cumulative(values: Iterable[float], bounds: tuple[float, ...]) -> dict[str, float]:
