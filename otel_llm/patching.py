@@ -263,9 +263,7 @@ def _positions(original: Any) -> dict[str, int]:
 
 def _driver(hook: Hook, original: Any, breaker: faults.Breaker) -> Callable[..., Any]:
     """Run the hook's body around the call. Only the host's exceptions pass."""
-    positions = _positions(original)
-    place = hook.targets[0].rpartition(":")[2]
-    body = hook.body
+    positions, place, body = _positions(original), hook.targets[0].rpartition(":")[2], hook.body
     assert body is not None
 
     def drive(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from opentelemetry import metrics as api
 from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from otel_llm import conventions, faults, sanitize
 from otel_llm.config import Targets
@@ -55,8 +57,11 @@ class MetricWriter:
         labels = self._labels(timeline)
         ended = labels if timeline.error_type is None else {**labels, "error.type": sanitize.text(timeline.error_type)}
         self._record(self._duration, timeline.duration, ended, context)
+        durations: Counter[str] = Counter()  # upload and stall are both network: one value per request
         for phase in phases:
-            self._record(self._phase, phase.duration, {**labels, "otel_llm.phase": phase.name}, context)
+            durations[phase.name] += phase.duration
+        for name, duration in durations.items():
+            self._record(self._phase, duration, {**labels, "otel_llm.phase": name}, context)
         method = timeline.attributes.get("otel_llm.network.method")
         if method is not None:
             how = {**labels, "otel_llm.network.method": sanitize.text(method)}
@@ -102,7 +107,7 @@ class MetricWriter:
             name, row.unit, row.description, explicit_bucket_boundaries_advisory=row.buckets
         )
 
-    def _counter(self, name: str) -> Counter:
+    def _counter(self, name: str) -> api.Counter:
         row = conventions.INSTRUMENTS[name]
         return self._meter.create_counter(name, row.unit, row.description)
 

@@ -122,9 +122,7 @@ def test_the_first_target_that_exists_is_wrapped() -> None:
 
 @pytest.mark.expects_faults
 @pytest.mark.parametrize("position", ["before", "after", "no yield", "two yields"])
-def test_an_error_in_a_hook_never_reaches_the_host(
-    position: str, no_hidden_error: list[tuple[str, Exception]]
-) -> None:
+def test_an_error_in_a_hook_never_reaches_the_host(position: str, no_hidden_error: list[tuple[str, Exception]]) -> None:
     def body(_call: Call) -> Any:
         if position == "before":
             raise RuntimeError(position)

@@ -1,0 +1,66 @@
+"""Emitted == declared, and what is declared keeps to its rules."""
+
+from __future__ import annotations
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from otel_llm import conventions, faults
+from otel_llm.config import Targets
+from otel_llm.pipeline.exporters import Loss
+from otel_llm.telemetry.recorder import Recorder
+from tests.golden.test_golden import CASES
+
+TYPES = {str: "string", int: "int", float: "double", bool: "boolean", tuple: "string[]"}
+
+
+def test_every_attribute_in_a_table_is_described() -> None:
+    used = {*conventions.REQUEST_SPAN, *conventions.PHASE_SPAN}
+    for instrument in conventions.INSTRUMENTS.values():
+        used |= set(instrument.attributes)
+    assert used == set(conventions.ATTRIBUTES)
+
+
+def test_no_bucket_bound_is_an_integer_and_all_rise() -> None:
+    for instrument in conventions.INSTRUMENTS.values():
+        assert list(instrument.buckets) == sorted(set(instrument.buckets))
+        assert not [bound for bound in instrument.buckets if bound == int(bound)]
+        assert bool(instrument.buckets) == (instrument.kind == "histogram")
+
+
+def test_emitted_equals_declared() -> None:
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracer_provider, meter_provider = TracerProvider(), MeterProvider([reader])
+    tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    recorder = Recorder(tracer_provider, meter_provider, targets=Targets(ttft=0.05), loss=Loss())
+    for timeline in CASES.values():
+        recorder.record(timeline)
+    faults.errors["test"] += 1
+    found = reader.get_metrics_data()
+    del faults.errors["test"]
+
+    span_attributes: dict[bool, set[str]] = {True: set(), False: set()}
+    for span in exporter.get_finished_spans():
+        of_phase = "otel_llm.phase" in (span.attributes or {})
+        for key, value in (span.attributes or {}).items():
+            assert TYPES[type(value)] == conventions.ATTRIBUTES[key].type, key
+            span_attributes[of_phase].add(key)
+    assert span_attributes[False] == set(conventions.REQUEST_SPAN)
+    assert span_attributes[True] == set(conventions.PHASE_SPAN)
+
+    assert found is not None
+    (scope,) = found.resource_metrics[0].scope_metrics
+    assert scope.scope.name == conventions.SCOPE
+    assert {metric.name for metric in scope.metrics} == set(conventions.INSTRUMENTS)
+    for metric in scope.metrics:
+        row = conventions.INSTRUMENTS[metric.name]
+        keys = {key for point in metric.data.data_points for key in (point.attributes or {})}
+        assert (metric.unit, metric.description) == (row.unit, row.description)
+        assert keys == set(row.attributes), metric.name
+        for key in keys:
+            values = conventions.ATTRIBUTES[key].values
+            found_values = {point.attributes[key] for point in metric.data.data_points if key in point.attributes}  # type: ignore[index,operator,union-attr]
+            assert not values or found_values <= set(values)
