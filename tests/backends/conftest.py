@@ -1,4 +1,4 @@
-"""Real backends, started once per test session."""
+"""Real backends, started anew for each test module: they are up in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def obtained(find: Callable[[], T]) -> T:
         pytest.skip(str(missing))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.VictoriaMetrics]:
     """A time-series database with OTLP ingestion."""
     program = obtained(lambda: programs.debian_program("victoria-metrics"))
@@ -33,20 +33,20 @@ def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[progr
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def promtool() -> Path:
     """Prometheus' checker of rules."""
     return obtained(lambda: programs.debian_program("promtool"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def traces() -> Iterator[Receiver]:
     """Where the collector sends traces."""
     with Receiver() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def collector(
     victoria_metrics: programs.VictoriaMetrics, traces: Receiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[programs.Rotel]:

@@ -122,7 +122,7 @@ def _request(number: int) -> Request:
         upload=number % 3,
         preprocess=1,
         queue=1 + number % 7 * 6,
-        prefill=2 + number % 3 * 5,
+        prefill=2 + number % 3 * 12,
         decode=8 * (1 + number % 5),
         postprocess=1 + number % 2,
         stall=number % 4,
@@ -134,8 +134,8 @@ def _request(number: int) -> Request:
     )
 
 
-REQUESTS = tuple(_request(number) for number in range(120))
-FIRST = 26
+REQUESTS = tuple(_request(number) for number in range(160))
+FIRST = 40
 """The first so many hold every phase, outcome and verdict that occurs."""
 
 

@@ -1,0 +1,43 @@
+"""
+Writes the dashboards' JSON files next to this program.
+
+    python grafana-dashboards/build.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+
+import caches  # noqa: E402 - the path is set above
+import instances  # noqa: E402
+import latency_throughput  # noqa: E402
+import load_test  # noqa: E402
+import slo  # noqa: E402
+from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
+
+PAGES = (latency_throughput, slo, instances, load_test, caches)
+
+
+def rendered() -> dict[str, str]:
+    """Text of each JSON file by its name."""
+    return {
+        f"{page.UID}.json": json.dumps(page.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n" for page in PAGES
+    }
+
+
+def main() -> None:
+    """Write what has changed, remove what is no longer built."""
+    files = rendered()
+    for stale in {path.name for path in FOLDER.glob("*.json")} - files.keys():
+        (FOLDER / stale).unlink()
+    for name, content in files.items():
+        (FOLDER / name).write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""
+The signals that dashboards and rules are made of, as PromQL.
+
+Metric names, label names and label values come from ``otel_llm.conventions``
+and nowhere else: a name that is not declared there raises KeyError, a value
+outside a closed set ValueError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from otel_llm.conventions import ATTRIBUTES, INSTRUMENTS, Instrument
+from otel_llm.timeline import PHASES, UNSPLIT
+
+RATE_INTERVAL: Final = "$__rate_interval"
+
+# Unit suffixes of the OTLP to Prometheus translation; a unit in braces is a remark and adds nothing.
+_UNIT_SUFFIX: Final = {"s": "_seconds", "By": "_bytes"}
+
+
+def prometheus_name(instrument: Instrument) -> str:
+    """Name under which OTLP and scrape store the metric, without the parts of a histogram."""
+    unit = instrument.unit
+    suffix = "" if unit.startswith("{") else _UNIT_SUFFIX[unit]
+    total = "_total" if instrument.kind.endswith("counter") else ""
+    return instrument.name.replace(".", "_") + suffix + total
+
+
+def label(attribute: str) -> str:
+    """Label under which an attribute is stored."""
+    return ATTRIBUTES[attribute].name.replace(".", "_")
+
+
+PROCESS: Final = ('job=~"$job"', 'instance=~"$instance"')
+"""Matchers on what every metric has. VictoriaMetrics has neither label: ``.*`` matches their absence."""
+
+REQUEST: Final = (
+    *PROCESS,
+    f'{label("gen_ai.provider.name")}=~"$engine"',
+    f'{label("gen_ai.request.model")}=~"$model"',
+)
+"""Matchers on what every metric of requests has."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An instrument, the matchers on its series, and the window of its rates."""
+
+    instrument: Instrument
+    matchers: tuple[str, ...]
+    window: str = RATE_INTERVAL
+    offset: str = ""
+
+    def where(self, attribute: str, value: str, operator: str = "=") -> Metric:
+        """Only the series with this value; the attribute must be one of the instrument's."""
+        row = ATTRIBUTES[attribute]
+        if attribute not in self.instrument.attributes:
+            raise ValueError(f"{self.instrument.name} has no attribute {attribute}")
+        if row.values and value and value not in row.values:
+            raise ValueError(f"{value} is no value of {attribute}")
+        return replace(self, matchers=(*self.matchers, f'{label(attribute)}{operator}"{value}"'))
+
+    def over(self, window: str) -> Metric:
+        """Rates over a fixed window instead of the dashboard's."""
+        return replace(self, window=window)
+
+    def before(self, offset: str) -> Metric:
+        """The same, that much earlier."""
+        return replace(self, offset=f" offset {offset}")
+
+    def everywhere(self) -> Metric:
+        """Without the dashboard's variables, for rules."""
+        return replace(self, matchers=tuple(m for m in self.matchers if "$" not in m))
+
+    def rate(self, *by: str) -> str:
+        """Per second, of a counter."""
+        return self._rate("", by)
+
+    def sum_rate(self, *by: str) -> str:
+        """
+        Seconds recorded per second, of a histogram.
+
+        By Little's law this is the mean number of requests in what is measured.
+        """
+        return self._rate("_sum", by)
+
+    def count_rate(self, *by: str) -> str:
+        """Measurements per second, of a histogram."""
+        return self._rate("_count", by)
+
+    def mean(self, *by: str) -> str:
+        """Mean over the measurements in the window, of a histogram."""
+        return f"{self.sum_rate(*by)} / {self.count_rate(*by)}"
+
+    def quantile(self, quantile: float, *by: str) -> str:
+        """Estimated from the buckets of a histogram."""
+        return f"histogram_quantile({quantile}, {self._rate('_bucket', ('le', *by))})"
+
+    def buckets(self) -> str:
+        """Measurements per bucket in the window, for a heatmap."""
+        return f"sum by (le) (increase({self._series('_bucket')}))"
+
+    def share_within(self, bound: str, *by: str) -> str:
+        """
+        Share of measurements up to a bound, of a histogram.
+
+        ``bound`` is a bucket bound, written as in the bucket list, or a variable whose values are.
+        """
+        if not bound.startswith("$"):
+            self.check_bound(bound)
+        within = replace(self, matchers=(*self.matchers, f'le="{bound}"'))
+        return f"{within._rate('_bucket', by)} / {self.count_rate(*by)}"
+
+    def check_bound(self, bound: str) -> str:
+        """Return a bucket bound of this histogram. Raises ValueError for any other."""
+        if bound not in map(repr, self.instrument.buckets):
+            raise ValueError(f"{bound} is no bucket bound of {self.instrument.name}")
+        return bound
+
+    def _rate(self, part: str, by: tuple[str, ...]) -> str:
+        group = f" by ({', '.join(by)}) " if by else ""
+        return f"sum{group}(rate({self._series(part)}))"
+
+    def _series(self, part: str) -> str:
+        name = prometheus_name(self.instrument) + part
+        matchers = f"{{{', '.join(self.matchers)}}}" if self.matchers else ""
+        return f"{name}{matchers}[{self.window}]{self.offset}"
+
+
+def _metric(name: str) -> Metric:
+    instrument = INSTRUMENTS[name]
+    of_requests = "gen_ai.request.model" in instrument.attributes
+    return Metric(instrument, REQUEST if of_requests else PROCESS)
+
+
+DURATION: Final = _metric("gen_ai.server.request.duration")
+FIRST_TOKEN: Final = _metric("gen_ai.server.time_to_first_token")
+PER_OUTPUT_TOKEN: Final = _metric("gen_ai.server.time_per_output_token")
+PHASE: Final = _metric("otel_llm.request.phase.duration")
+SLO: Final = _metric("otel_llm.request.slo")
+ERRORS: Final = _metric("otel_llm.telemetry.errors")
+EXPORTED: Final = _metric("otel_llm.telemetry.exported")
+DROPPED: Final = _metric("otel_llm.telemetry.dropped")
+
+_TOKENS: Final = _metric("otel_llm.request.tokens")
+INPUT_TOKENS: Final = _TOKENS.where("gen_ai.token.type", "input")
+CACHED_TOKENS: Final = _TOKENS.where("gen_ai.token.type", "cached_input")
+OUTPUT_TOKENS: Final = _TOKENS.where("gen_ai.token.type", "output")
+
+FAILED: Final = DURATION.where("error.type", "", "!=")
+GOOD: Final = SLO.where("otel_llm.slo.met", "true")
+BAD: Final = SLO.where("otel_llm.slo.met", "false")
+
+PHASE_ORDER: Final = (*PHASES, UNSPLIT)
+PHASE_LABEL: Final = label("otel_llm.phase")
+CAUSE_LABEL: Final = label("otel_llm.slo.cause")
+MODEL_LABEL: Final = label("gen_ai.request.model")
+
+INSTANCE: Final = ("instance", "service_instance_id")
+"""What tells instances apart: the first on Prometheus, the second on VictoriaMetrics."""
+
+
+def phase(name: str) -> Metric:
+    """The time of requests in one phase."""
+    return PHASE.where("otel_llm.phase", name)
+
+
+def share_by_phase() -> str:
+    """
+    Share of each phase in the time of all requests.
+
+    The explicit matching is for Prometheus, which matches nothing without it.
+    """
+    return f"{PHASE.sum_rate(PHASE_LABEL)} / on () group_left () {PHASE.sum_rate()}"

@@ -1,0 +1,194 @@
+"""Every query of every dashboard against a real database, and the front page against arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import workload
+from programs import ROOT, Rotel, VictoriaMetrics
+
+from otel_llm import conventions
+
+INSTANCES = 2
+SECONDS = 6.0
+EXPORT_MILLISECONDS = 500
+REST = workload.REQUESTS[workload.FIRST :]
+TICKS = workload.TICK / 1e9
+
+# Panels that a healthy service leaves empty, by title.
+EMPTY_IN_HEALTH = {"Errors of otel-llm itself"}
+
+
+class Query(NamedTuple):
+    """One target of a panel."""
+
+    dashboard: str
+    panel: str
+    legend: str
+    expr: str
+
+
+class Run(NamedTuple):
+    """The workload, handled by several instances over a time range."""
+
+    backend: VictoriaMetrics
+    start: float
+    end: float
+
+    def whole(self, expr: str) -> float:
+        """The one value of an expression whose rates cover the run as a whole."""
+        window = math.ceil(self.end - self.start) + 1
+        values = self.backend.select(interpolate(expr, f"{window}s"), at=self.end)
+        assert len(values) == 1, f"{len(values)} series: {expr}"
+        return next(iter(values.values()))
+
+
+def queries() -> Iterator[Query]:
+    for path in sorted((ROOT / "grafana-dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                yield Query(path.stem, panel["title"], target["legendFormat"], target["expr"])
+
+
+QUERIES = list(queries())
+
+
+def interpolate(expr: str, rate_interval: str) -> str:
+    """Put values in the place of variables, as Grafana does."""
+    values = {"__rate_interval": rate_interval, "ttft_target": "0.5", "objective": "0.99", "baseline": "2s"}
+    return re.sub(r"\$(\w+)", lambda match: values.get(match[1], ".*"), expr)
+
+
+def front_page(panel: str, legend: str) -> str:
+    """The expression of one series of the front page."""
+    found = [q.expr for q in QUERIES if q[:3] == ("otel-llm-latency-throughput", panel, legend)]
+    assert len(found) == 1, f"{len(found)} queries {legend!r} in {panel!r}"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def run(collector: Rotel, victoria_metrics: VictoriaMetrics) -> Run:
+    """Rising load on two instances, through the collector."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    environment.update(
+        PYTHONPATH=str(ROOT),
+        OTEL_SERVICE_NAME="workload",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.grpc,
+        OTEL_METRIC_EXPORT_INTERVAL=str(EXPORT_MILLISECONDS),
+    )
+    start = time.time()
+    command = [sys.executable, workload.__file__, str(SECONDS)]
+    services = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(INSTANCES)]
+    for service in services:
+        _, errors = service.communicate(timeout=60)
+        assert service.returncode == 0, errors
+    total = INSTANCES * len(workload.REQUESTS)
+    victoria_metrics.wait_for(f"sum(gen_ai_server_request_duration_seconds_count) == {total}")
+    return Run(victoria_metrics, start, time.time())
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda q: f"{q.dashboard}: {q.panel}: {q.legend}")
+def test_every_query_returns_data(run: Run, query: Query) -> None:
+    series = run.backend.select_range(interpolate(query.expr, "4s"), run.start, run.end, step=1.0)
+    values = [value for points in series.values() for _, value in points if math.isfinite(value)]
+    if query.panel in EMPTY_IN_HEALTH:
+        assert not values
+    else:
+        assert values
+
+
+def test_stack_of_phases_is_the_mean_of_the_requests(run: Run) -> None:
+    mean = TICKS * sum(request.total for request in REST) / len(REST)
+    measured = run.whole(front_page("Mean request time by phase", "measured end to end"))
+    assert measured == pytest.approx(mean, rel=1e-9)
+    for phase in conventions.ATTRIBUTES["otel_llm.phase"].values:
+        ticks = sum(part.ticks for request in REST for part in request.parts() if part.phase == phase)
+        band = run.whole(front_page("Mean request time by phase", phase))
+        assert band == pytest.approx(TICKS * ticks / len(REST), rel=1e-9), phase
+
+
+def test_requests_in_flight_are_rate_times_mean_time(run: Run) -> None:
+    rate = run.whole(front_page("Requests per second", "requests/s"))
+    mean = TICKS * sum(request.total for request in REST) / len(REST)
+    in_flight = run.whole(front_page("Requests in flight by phase", "all, from durations"))
+    assert in_flight == pytest.approx(rate * mean, rel=1e-9)
+    phases = conventions.ATTRIBUTES["otel_llm.phase"].values
+    stack = sum(run.whole(front_page("Requests in flight by phase", phase)) for phase in phases)
+    assert stack == pytest.approx(in_flight, rel=1e-9)
+    # Two instances handle the rest in the time given, which the exports' raster blurs.
+    slack = 2 * EXPORT_MILLISECONDS / 1000 / SECONDS
+    assert rate == pytest.approx(INSTANCES * len(REST) / SECONDS, rel=2 * slack)
+
+
+@pytest.mark.parametrize(
+    ("panel", "instrument", "ticks"),
+    [
+        ("End to end", "gen_ai.server.request.duration", [r.total for r in REST]),
+        ("TTFT", "gen_ai.server.time_to_first_token", [r.first_token for r in REST if not r.failed]),
+        ("TPOT", "gen_ai.server.time_per_output_token", [r.per_output_token for r in REST if not r.failed]),
+    ],
+)
+@pytest.mark.parametrize(("legend", "quantile"), [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)])
+def test_quantiles_are_in_the_bucket_of_the_true_ones(
+    run: Run, panel: str, instrument: str, ticks: list[float], legend: str, quantile: float
+) -> None:
+    seconds = sorted(TICKS * length for length in ticks)
+    true = seconds[math.ceil(quantile * len(seconds)) - 1]
+    bounds = (0.0, *conventions.INSTRUMENTS[instrument].buckets)
+    upper = bisect_left(bounds, true)
+    estimate = run.whole(front_page(f"{panel}: quantiles", legend))
+    assert bounds[upper - 1] <= estimate <= bounds[upper] * (1 + 1e-9)
+
+
+def test_goodput_is_exact(run: Run) -> None:
+    [expr] = [q.expr for q in QUERIES if q[:2] == ("otel-llm-slo", "Good requests")]
+    assert run.whole(expr) == pytest.approx(sum(request.good for request in REST) / len(REST), rel=1e-9)
+
+
+def test_failures_and_targets_are_exact(run: Run) -> None:
+    failed = sum(request.failed for request in REST)
+    assert run.whole(front_page("Failed requests", "failed")) == pytest.approx(failed / len(REST), rel=1e-9)
+    in_time = [TICKS * request.first_token <= 0.5 for request in REST if not request.failed]
+    share = run.whole(front_page("TTFT within target", "within target"))
+    assert share == pytest.approx(sum(in_time) / len(in_time), rel=1e-9)
+    assert run.whole(front_page("Unaccounted time", "unaccounted")) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_largest_phase_is_named(run: Run) -> None:
+    phases = conventions.ATTRIBUTES["otel_llm.phase"].values
+    total = {
+        phase: sum(part.ticks for request in REST for part in request.parts() if part.phase == phase)
+        for phase in phases
+    }
+    largest = max(total, key=lambda phase: total[phase])
+    window = math.ceil(run.end - run.start) + 1
+    expr = interpolate(front_page("What takes most of the time now", "{{limit}}"), f"{window}s")
+    [(labels, share)] = run.backend.select(expr, at=run.end).items()
+    assert dict(labels)["otel_llm_phase"] == largest
+    assert f"({largest})" in dict(labels)["limit"]
+    assert share == pytest.approx(total[largest] / sum(total.values()), rel=1e-9)
+
+
+def test_an_expression_without_data_would_be_noticed(run: Run) -> None:
+    assert not run.backend.select_range("sum(rate(otel_llm_request_renamed_total[4s]))", run.start, run.end, 1.0)
+
+
+def test_queries_hold_the_variables_they_should(run: Run) -> None:
+    """A matcher that excludes the run leaves nothing, so the others did select it."""
+    expr = front_page("Requests per second", "requests/s").replace("$model", "another")
+    assert not run.backend.select(interpolate(expr, "60s"), at=run.end)
+
+
+def test_dashboards_are_found() -> None:
+    names: set[Any] = {query.dashboard for query in QUERIES}
+    assert "otel-llm-latency-throughput" in names
