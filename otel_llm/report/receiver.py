@@ -20,18 +20,18 @@ _PROTOBUF: Final = "application/x-protobuf"
 
 class Receiver:
     """
-    Receives traces and metrics as protobuf over HTTP, on a free port of 127.0.0.1.
+    Receives traces and metrics as protobuf over HTTP, on 127.0.0.1, by default on a free port.
 
     A context manager. Everything is kept, so it is meant for runs of minutes:
     all spans, and the newest point of every metric series.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._lock = threading.Lock()
         self._spans: list[otlp.Span] = []
         self._points: dict[tuple[object, ...], otlp.Point] = {}
         self._refused = 0
-        self._server = _Server(("127.0.0.1", 0), self)
+        self._server = _Server(("127.0.0.1", port), self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="otlp-receiver")
 
     @property
