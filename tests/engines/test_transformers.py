@@ -21,10 +21,10 @@ MODES: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True},
     "several samples": {"do_sample": True, "num_return_sequences": 3},
     "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3, "eos_token_id": tiny.EOS},
     "no cache": {"use_cache": False},
     "static cache": {"cache_implementation": "static"},
-    "chunked prefill": {"prefill_chunk_size": 4},
+    "chunked prefill": {"prefill_chunk_size": 4, "attention_mask": torch.ones(1, 6)},
     "dictionary": {"return_dict_in_generate": True, "output_scores": True},
 }
 
@@ -69,19 +69,26 @@ def test_phases_add_up_to_the_wall_time_of_generate(model: tiny.SlowQwen2, seen:
 
 def test_known_delays_land_in_prefill_and_decode(model: tiny.SlowQwen2, seen: list[Timeline]) -> None:
     model.generate(tiny.prompt(), max_new_tokens=6)  # without the first call's set-up
-    seen.clear()
-    model.forwards.clear()
-    model.delays = [0.2, 0.05]
-    model.generate(tiny.prompt(), max_new_tokens=6)
-    model.delays = []
-    (timeline,) = seen
-    parts = durations(timeline)
-    truth = model.forwards[5] - model.forwards[0]
-    assert parts["prefill"] == pytest.approx(model.forwards[0] - timeline.start, rel=0.1)
-    assert parts["decode"] == pytest.approx(truth, rel=0.1)
-    assert parts["prefill"] >= 200 * MILLISECOND
-    assert parts["decode"] >= 250 * MILLISECOND
-    assert timeline.time_per_output_token() == pytest.approx(truth / 5, rel=0.1)
+    errors = []
+    for _ in range(3):  # an interruption between our stamp and the test's may spoil one call
+        seen.clear()
+        model.forwards.clear()
+        model.delays = [0.2, 0.05]
+        before = time.monotonic_ns()
+        model.generate(tiny.prompt(), max_new_tokens=6)
+        model.delays = []
+        (timeline,) = seen
+        parts = durations(timeline)
+        ends = model.forwards
+        assert parts["prefill"] >= 200 * MILLISECOND
+        assert parts["decode"] >= 250 * MILLISECOND
+        assert timeline.first_token is not None
+        assert ends[0] <= timeline.first_token <= ends[1] - 50 * MILLISECOND, "before the second step began"
+        errors.append(
+            max(abs(parts["prefill"] / (ends[0] - before) - 1), abs(parts["decode"] / (ends[5] - ends[0]) - 1))
+        )
+        assert timeline.time_per_output_token() == parts["decode"] / 5
+    assert min(errors) < 0.1
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sampling", "prompt lookup", "static cache", "no cache"])
@@ -167,6 +174,7 @@ def test_a_streamer_in_a_thread(model: tiny.SlowQwen2, seen: list[Timeline]) -> 
         assert_adds_up(timeline)
 
 
+@pytest.mark.skipif(not tiny.CUSTOM_LOOPS, reason="this version of transformers takes no loop as custom_generate")
 def test_a_custom_loop_is_measured_as_far_as_it_is_known(model: tiny.SlowQwen2, seen: list[Timeline]) -> None:
     def asks(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         finished = False

@@ -185,7 +185,7 @@ def syncs(model: tiny.SlowQwen2, monkeypatch: pytest.MonkeyPatch, **arguments: A
     [
         ({"inputs": tiny.prompt(), "eos_token_id": tiny.EOS}, 0),
         ({"inputs": tiny.prompt(), "num_beams": 3, "eos_token_id": tiny.EOS}, 0),
-        ({"inputs": tiny.prompt(), "prompt_lookup_num_tokens": 2}, 0),
+        ({"inputs": tiny.prompt(), "prompt_lookup_num_tokens": 2, "eos_token_id": tiny.EOS}, 0),
         ({"inputs": tiny.prompt(4)}, 0),
         ({"inputs": tiny.prompt(4), "eos_token_id": tiny.EOS}, 1),
     ],

@@ -48,10 +48,10 @@ def padded(rows: int) -> dict[str, torch.Tensor]:
         ({"num_beams": 4}, 7),
         ({"num_beams": 3, "num_return_sequences": 2}, 14),
         ({"num_beams": 3, "do_sample": True}, 7),
-        ({"prompt_lookup_num_tokens": 3}, 7),
+        ({"prompt_lookup_num_tokens": 3, "eos_token_id": 1}, 7),
         ({"use_cache": False}, 7),
         ({"cache_implementation": "static"}, 7),
-        ({"prefill_chunk_size": 4}, 7),
+        ({"prefill_chunk_size": 4, "attention_mask": torch.ones(1, WIDTH)}, 7),
     ],
 )
 def test_output_tokens_are_those_returned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from transformers.generation.streamers import BaseStreamer
+
+CUSTOM_LOOPS = "custom_generate" in inspect.signature(Qwen2ForCausalLM.generate).parameters
 
 torch.set_num_threads(1)  # for models this small more threads are slower
 
@@ -55,6 +58,9 @@ class SlowQwen2(Qwen2ForCausalLM):
         self.delays: list[float] = []
         """Seconds for the coming calls; the last one is repeated."""
         self.forwards: list[int] = []
+
+    def get_compiled_call(self, compile_config: Any) -> Any:
+        return self.__call__  # clocks cannot be compiled; old versions compile on the CPU as well
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.delays:
