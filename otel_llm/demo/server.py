@@ -21,7 +21,7 @@ MODEL: Final = "tiny-qwen2"
 MAX_SEQUENCES: Final = 16
 """Sequences in one batch: more requests than this have to queue."""
 START_SECONDS: Final = 300.0
-_GRACE_SECONDS: Final = 10.0
+_REAP_SECONDS: Final = 5.0
 _FOREIGN: Final = ("OTEL_", "VLLM_", "TRACEPARENT")
 """Variables of the user's own set-up that must not redirect the demo."""
 
@@ -70,22 +70,22 @@ class Server:
         if self._process is not None and (status := self._process.poll()) is not None:
             raise ServerError(f"vLLM exited with status {status}:\n{self.log_tail()}")
 
-    def stop(self) -> None:
+    def stop(self, grace: float) -> None:
         """
-        Ask it to exit, so that it sends what it still has to tell, then end every process of its group.
+        Ask it to exit, so that it sends what it still has to tell, and end every process of its group.
 
-        Does nothing if it was never started.
+        It is given ``grace`` seconds to do so. Does nothing if it was never started.
         """
         if (process := self._process) is None:
             return
         with suppress(ProcessLookupError):
             process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
+            process.wait(grace)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + _REAP_SECONDS
         while _group_alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
 

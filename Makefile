@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python >= 3.10 and make, nothing else; everything is made in $(VENV).
+
+VENV ?= .venv
+LEVELS ?= 1,2,4,8,16,32
+SECONDS ?= 12
+
+bin := $(VENV)/bin
+recipe := scripts/environment.sh pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## Show what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-8s%s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.demo ## Real vLLM under rising load: where each request's time goes (LEVELS=1,2,4 SECONDS=12)
+	@$(bin)/python -m otel_llm.demo --levels $(LEVELS) --seconds $(SECONDS)
+
+test: $(VENV)/.test lint ## Style, types and all tests, real engines and real telemetry backends included
+	@tests/backends/install.sh || echo "their tests are skipped, or fail if OTEL_LLM_REQUIRE_ENGINES=1"
+	$(bin)/python -m pytest
+
+lint: $(VENV)/.test ## Style and types: ruff, mypy --strict, pyright
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/pyright
+
+format: $(VENV)/.test ## Put all files into the common style
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+clean: ## Remove the virtual environment, caches and what the demo wrote
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist otel-llm-demo.html
+
+# The tests need all that the demo needs, so one stamp does for both.
+$(VENV)/.demo: $(recipe)
+	@scripts/environment.sh $(VENV) demo
+	@touch $@
+
+$(VENV)/.test: $(recipe)
+	@scripts/environment.sh $(VENV) test
+	@touch $@ $(VENV)/.demo
