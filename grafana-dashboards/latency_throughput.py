@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import signals
+from key_figures import key_figures
 from page import Section, build_dashboard, choice
-from panels import QUANTILE_COLOURS, Target, density, notes, number, plane, time_series, word
+from panels import QUANTILE_COLOURS, Target, density, plane, time_series
 from signals import DURATION, FIRST_TOKEN, OUTPUT_TOKENS, PER_OUTPUT_TOKEN, PHASE, PHASE_ORDER
 
 from otel_llm.report.palette import COLOURS
@@ -15,26 +16,6 @@ UID: Final = "otel-llm-latency-throughput"
 TTFT_TARGETS: Final = ("0.1", "0.25", "0.5", "0.75", "1.25", "2.5", "4.5")
 
 _MEASURED: Final = "measured end to end"
-_PLAIN_WORDS: Final = {
-    "accept": "event loop (accept)",
-    "network": "network",
-    "preprocess": "parsing and tokenising (preprocess)",
-    "queue": "waiting for a slot (queue)",
-    "prefill": "reading the prompt (prefill)",
-    "decode": "generating tokens (decode)",
-    "postprocess": "delivering (postprocess)",
-    "unsplit": "phases that cannot be told apart (unsplit)",
-}
-
-_HOW_TO_READ: Final = """\
-**Latency:** the coloured stack is the mean request time, cut into phases that never overlap; its height is the \
-dashed end-to-end line. **Throughput:** requests in flight = requests/s x mean time, and output tokens/s = requests \
-in decode / TPOT. So a phase that grows costs latency at once and, when it is `queue`, buys no throughput.
-
-**Where to look:** `queue` on top: add replicas or batch slots, or send less. `prefill`: long prompts, few cache \
-hits, chunk size. `decode`: batch size, model, hardware. `network`: a slow reader or path. `accept`, `preprocess`, \
-`postprocess`: CPU of the server process. `unsplit`: a stamp was missing, see `otel-llm doctor`.
-"""
 
 
 def build() -> dict[str, Any]:
@@ -46,91 +27,13 @@ def build() -> dict[str, Any]:
         "0.5",
         "Bucket bounds of the TTFT histogram: a share can be read exactly at these only.",
     )
-    sections = [_key_figures(), _where_time_goes(), _trade(), _distributions(), _health()]
+    sections = [key_figures(), _where_time_goes(), _trade(), _distributions(), _health()]
     return build_dashboard(
         UID,
         "LLM: latency and throughput",
         "Mean request time by phase, requests in flight by phase, and what they mean for tokens per second.",
         sections,
         [target],
-    )
-
-
-def _key_figures() -> Section:
-    quantiles = [
-        number(
-            f"p95 {name}",
-            Target(metric.quantile(0.95), name),
-            unit="s",
-            formula=f"95th percentile of {what}, estimated from buckets.",
-            reading=f"19 of 20 requests had {what} below this. Its precision is one bucket.",
-        )
-        for name, metric, what in (
-            ("end to end", DURATION, "request duration"),
-            ("TTFT", FIRST_TOKEN, "time to first token"),
-            ("TPOT", PER_OUTPUT_TOKEN, "time per output token"),
-        )
-    ]
-    limit = f"topk(1, {signals.share_by_phase()})"
-    for name, words in _PLAIN_WORDS.items():
-        limit = f'label_replace({limit}, "limit", "{words}", "{signals.PHASE_LABEL}", "{name}")'
-    return Section(
-        "Key figures",
-        [
-            number(
-                "Requests per second",
-                Target(DURATION.count_rate(), "requests/s"),
-                unit="reqps",
-                formula="finished requests / s, every outcome.",
-                reading="Throughput in requests.",
-            ),
-            number(
-                "Output tokens per second",
-                Target(OUTPUT_TOKENS.rate(), "output tokens/s"),
-                unit="short",
-                formula="output tokens of finished requests / s.",
-                reading="Throughput in tokens. Counted when a request ends, so long requests arrive in lumps.",
-            ),
-            *quantiles,
-            number(
-                "TTFT within target",
-                Target(FIRST_TOKEN.share_within("$ttft_target"), "within target"),
-                unit="percentunit",
-                formula="requests with TTFT <= target / requests with a first token.",
-                reading="Choose the target above; goodput with joint targets is on the SLO page.",
-            ),
-            number(
-                "Failed requests",
-                Target(f"({signals.FAILED.count_rate()} or vector(0)) / {DURATION.count_rate()}", "failed"),
-                unit="percentunit",
-                formula="requests with an error type / all requests.",
-                reading="Errors, rejections and requests that their callers gave up.",
-            ),
-            number(
-                "Unaccounted time",
-                Target(f"1 - {PHASE.sum_rate()} / {DURATION.sum_rate()}", "unaccounted"),
-                unit="percentunit",
-                decimals=2,
-                formula="1 - sum of all phases / sum of request durations.",
-                reading="Zero by construction: anything else is a fault in the measurement. "
-                "Time that cannot be told apart is shown as phase `unsplit`.",
-            ),
-            word(
-                "What takes most of the time now",
-                Target(limit, "{{limit}}"),
-                colours={words: COLOURS[name] for name, words in _PLAIN_WORDS.items()},
-                formula="the phase with the largest share of the time of all requests.",
-                reading="The place to look first, with its share of request time.",
-                width=8,
-            ),
-            notes(
-                "How to read this page",
-                _HOW_TO_READ,
-                formula="end to end = sum of phases; in flight = requests/s x end to end; tokens/s = in decode / TPOT.",
-                width=16,
-                height=4,
-            ),
-        ],
     )
 
 
@@ -254,39 +157,35 @@ def _trade() -> Section:
 
 
 def _distributions() -> Section:
-    panels = []
-    for name, metric, what in (
+    measured = (
         ("TTFT", FIRST_TOKEN, "time to first token"),
         ("TPOT", PER_OUTPUT_TOKEN, "time per output token"),
         ("End to end", DURATION, "request duration"),
-    ):
-        panels.append(
-            time_series(
-                f"{name}: quantiles",
-                [Target(metric.quantile(value), text) for text, value in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))],
-                unit="s",
-                colours=QUANTILE_COLOURS,
-                formula=f"quantiles of {what}, estimated from buckets.",
-                reading="A dot is one request: open it to see its trace. A gap between p50 and p99 that widens "
-                "means that some requests wait for others.",
-                width=8,
-            )
+    )
+    quantiles = [
+        time_series(
+            f"{name}: quantiles",
+            [Target(metric.quantile(int(text[1:]) / 100), text) for text in QUANTILE_COLOURS],
+            unit="s",
+            colours=QUANTILE_COLOURS,
+            formula=f"quantiles of {what}, estimated from buckets.",
+            reading="A dot is one request: open it to see its trace. A gap between p50 and p99 that widens "
+            "means that some requests wait for others.",
+            width=8,
         )
-    for name, metric, what in (
-        ("TTFT", FIRST_TOKEN, "time to first token"),
-        ("TPOT", PER_OUTPUT_TOKEN, "time per output token"),
-        ("End to end", DURATION, "request duration"),
-    ):
-        panels.append(
-            density(
-                f"{name}: distribution",
-                Target(metric.buckets(), "{{le}}"),
-                unit="s",
-                formula=f"requests per bucket of {what} in each window.",
-                reading="Windows overlap, so compare colours, not counts. Two bands are two kinds of request.",
-            )
+        for name, metric, what in measured
+    ]
+    distributions = [
+        density(
+            f"{name}: distribution",
+            Target(metric.buckets(), "{{le}}"),
+            unit="s",
+            formula=f"requests per bucket of {what} in each window.",
+            reading="Windows overlap, so compare colours, not counts. Two bands are two kinds of request.",
         )
-    return Section("Distributions", panels)
+        for name, metric, what in measured
+    ]
+    return Section("Distributions", [*quantiles, *distributions])
 
 
 def _health() -> Section:

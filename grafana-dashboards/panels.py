@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, text, timeseries, xychart
+from grafana_foundation_sdk.cog import builder as cog
 from grafana_foundation_sdk.models import common as kinds
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
@@ -42,7 +43,7 @@ QUANTILE_COLOURS: Final = {"p50": "#56B4E9", "p95": "#E69F00", "p99": "#D55E00"}
 T = TypeVar("T")
 
 
-class Built(Generic[T]):
+class Built(cog.Builder[T]):
     """A ready model where the SDK wants a builder of one."""
 
     def __init__(self, model: T) -> None:
