@@ -5,7 +5,7 @@
 #
 # demo: vLLM for CPU, transformers, this checkout and what draws its report.
 # test: the same, and the development tools.
-# Needs Python 3.10 to 3.14; of several, the newest is taken, or the one in $PYTHON.
+# Needs Python 3.10 to 3.14, from PATH or $PYTHON.
 set -eu
 
 venv=$1
@@ -24,16 +24,20 @@ fail() {
     exit 1
 }
 
-supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
+# Whether a Python lies between two versions, such as 10 and 14 for 3.10 to 3.14.
+between() { "$1" -c "import sys; sys.exit(not (3, $2) <= sys.version_info[:2] <= (3, $3))" 2>/dev/null; }
 
+# The machine's own python3 if current vLLM runs on it, else the newest that is there.
 find_python() {
-    for candidate in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3.10 python3}; do
-        if supported "$candidate"; then
-            command -v "$candidate"
-            return
-        fi
+    for oldest in 11 10; do
+        for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+            if between "$candidate" $oldest 14; then
+                command -v "$candidate"
+                return
+            fi
+        done
     done
-    fail "no Python 3.10 to 3.14 on PATH; name one: make PYTHON=/path/to/python3 ..."
+    fail "no Python 3.10 to 3.14 ${PYTHON:+at $PYTHON}; name one: make PYTHON=/path/to/python3 ..."
 }
 
 make_venv() {
@@ -60,12 +64,12 @@ install() {
 }
 
 [ -x "$venv/bin/python" ] || make_venv
-supported "$venv/bin/python" || fail "$venv holds an unsupported Python; remove it and try again"
+between "$venv/bin/python" 10 14 || fail "$venv holds an unsupported Python; remove it and try again"
 : >"$log"
 install --upgrade 'pip>=25.1' || fail "pip cannot reach a package index (log: $log)"
 
 # vLLM 0.32 needs Python 3.11.
-if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+if between "$venv/bin/python" 11 14; then
     vllm=0.32.0
 else
     vllm=0.31.0

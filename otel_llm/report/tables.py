@@ -128,7 +128,7 @@ class _Column(NamedTuple):
     def width(self) -> int:
         """Characters, with the space to the next column."""
         lines = [*self.heading.splitlines(), *(line for cell in self.cells for line in cell.plain.splitlines())]
-        return max(map(len, lines)) + 2
+        return max(map(len, lines)) + 3
 
 
 def _column(heading: str, cells: Sequence[str], style: str = "") -> _Column:
@@ -147,7 +147,7 @@ def _fitted(labels: _Column, columns: Sequence[_Column], width: int, ruled_after
     for column in columns:
         if not groups or column.width > room:
             groups.append([])
-            room = width - labels.width - 2
+            room = width - labels.width - 1
         groups[-1].append(column)
         room -= column.width
     for group in groups:
