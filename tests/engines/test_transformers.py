@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import tiny_transformers as tiny
 import torch
 
 from otel_llm.testing import assert_adds_up
 from otel_llm.timeline import Timeline
+from tests.engines import tiny_transformers as tiny
 
 MILLISECOND = 1_000_000
 MODES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import tiny_transformers as tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +16,7 @@ from otel_llm.engines.transformers import ENGINE
 from otel_llm.patching import Hook, Patcher, Probe, resolve
 from otel_llm.testing import swallowed
 from otel_llm.timeline import Timeline
+from tests.engines import tiny_transformers as tiny
 
 BATCH: dict[str, Any] = {
     "inputs": tiny.prompt(3),
@@ -144,7 +144,8 @@ def test_an_exception_of_the_host_passes_unchanged(
     cut, after = seen
     assert (cut.outcome, cut.error_type) == (outcome, reason)
     assert [phase.name for phase in cut.phases()] == ["prefill", "decode"]
-    assert (cut.prompt_tokens, cut.output_tokens) == (6, 4), "the fifth step was not completed"
+    assert cut.output_tokens == 4, "the fifth step was not completed"
+    assert cut.prompt_tokens == (None if tiny.MASKS_KEPT else 6), "the device is not asked after a failure"
     assert sum(phase.duration for phase in cut.phases()) == cut.duration
     assert after.outcome == "ok"
     assert after.output_tokens == 2
@@ -197,7 +198,7 @@ def test_no_step_waits_for_the_device_again(
     reads, copies = syncs(model, monkeypatch, **arguments)
     assert reads >= 20, "the probe must see the library's own syncs"
     with tiny.watched():
-        assert syncs(model, monkeypatch, **arguments) == (reads, copies + after_the_loop)
+        assert syncs(model, monkeypatch, **arguments) == (reads, copies + (after_the_loop or tiny.MASKS_KEPT))
 
 
 def test_a_compiled_graph_is_the_same() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import tiny_transformers as tiny
 import torch
 
 from otel_llm.timeline import Timeline
+from tests.engines import tiny_transformers as tiny
 
 WIDTH = 6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import time
@@ -18,6 +19,7 @@ from otel_llm.timeline import Timeline
 if os.environ.get("OTEL_LLM_REQUIRE_ENGINES") != "1":
     pytest.importorskip("transformers")
 import torch
+import transformers
 from transformers import (
     LogitsProcessor,
     Qwen2Config,
@@ -27,6 +29,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from transformers.generation.streamers import BaseStreamer
+
+MASKS_KEPT = tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 19)
+"""Whether a mask without padding reaches the decoding method, so that only its values tell."""
 
 CUSTOM_LOOPS = "custom_generate" in inspect.signature(Qwen2ForCausalLM.generate).parameters
 
@@ -62,6 +67,7 @@ class SlowQwen2(Qwen2ForCausalLM):
     def get_compiled_call(self, compile_config: Any) -> Any:
         return self.__call__  # clocks cannot be compiled; old versions compile on the CPU as well
 
+    @functools.wraps(Qwen2ForCausalLM.forward)  # generate looks at the signature
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.delays:
             time.sleep(self.delays.pop(0) if len(self.delays) > 1 else self.delays[0])
