@@ -9,6 +9,7 @@ untouched. This is the only module that imports wrapt.
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import inspect
 import sys
@@ -23,8 +24,10 @@ from otel_llm.timeline import Timeline
 class Capture(Protocol):
     """Keeps the caller's telemetry context; opaque to engines."""
 
-    def __call__(self, headers: Mapping[str, str] | None = None) -> object:
-        """Return the current context, else the one that the headers carry."""
+    def __call__(
+        self, headers: Mapping[str, str] | None = None, carried: contextvars.Context | None = None
+    ) -> object:
+        """Return the current context, else that of ``carried``, else the one that the headers carry."""
         ...
 
 

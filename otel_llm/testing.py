@@ -89,7 +89,7 @@ def _drop(_timeline: Timeline) -> None:
     """Takes timelines and keeps none."""
 
 
-def _no_context(headers: object = None) -> None:
+def _no_context(headers: object = None, carried: object = None) -> None:
     """Captures nothing."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -24,10 +25,17 @@ class Captured(NamedTuple):
     """The HTTP request that this one is part of, if it came through a server edge."""
 
 
-def capture(headers: Mapping[str, str] | None = None) -> Captured:
-    """Return the current context; without a span in it, the one that W3C headers carry."""
+def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Context | None = None) -> Captured:
+    """
+    Return the current context; without a span in it, the one that W3C headers carry.
+
+    ``carried`` is the context of the thread that handed the work over: it
+    counts where this thread knows neither a span nor an HTTP request.
+    """
     current = otel_context.get_current()
     server = edge.current.get()
+    if carried and server is None and not trace.get_current_span(current).get_span_context().is_valid:
+        return carried.run(capture, headers)
     if server is not None:
         server.expect()
         headers = headers or server.headers
@@ -39,6 +47,13 @@ def capture(headers: Mapping[str, str] | None = None) -> Captured:
 def extract(headers: Mapping[str, str], into: Context | None = None) -> Context:
     """Return the context that W3C ``traceparent`` and ``tracestate`` carry."""
     return _PROPAGATOR.extract(headers, into)
+
+
+def inject(context: Context) -> dict[str, str]:
+    """Return the W3C headers of the span in this context."""
+    headers: dict[str, str] = {}
+    _PROPAGATOR.inject(headers, context)
+    return headers
 
 
 def application_tracer_provider() -> trace.TracerProvider | None:
