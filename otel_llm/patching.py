@@ -9,11 +9,11 @@ untouched. This is the only module that imports wrapt.
 
 from __future__ import annotations
 
-import contextvars
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Generator, Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -24,11 +24,8 @@ from otel_llm.timeline import Timeline
 class Capture(Protocol):
     """Keeps the caller's telemetry context; opaque to engines."""
 
-    def __call__(
-        self, headers: Mapping[str, str] | None = None, carried: contextvars.Context | None = None
-    ) -> object:
+    def __call__(self, headers: Mapping[str, str] | None = None, carried: Context | None = None) -> object:
         """Return the current context, else that of ``carried``, else the one that the headers carry."""
-        ...
 
 
 class Probe(NamedTuple):
