@@ -17,6 +17,7 @@ ENGINES: Final = "OTEL_LLM_ENGINES"
 SLO_TTFT: Final = "OTEL_LLM_SLO_TTFT"
 SLO_TPOT: Final = "OTEL_LLM_SLO_TPOT"
 PUBLIC_ENDPOINT: Final = "OTEL_LLM_PUBLIC_ENDPOINT"
+TIMING: Final = "OTEL_LLM_TIMING"
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 
@@ -40,6 +41,8 @@ class Settings:
     """Targets of a good request, ``OTEL_LLM_SLO_TTFT`` and ``OTEL_LLM_SLO_TPOT``; None counts no goodput."""
     public_endpoint: bool = False
     """Start a new trace with a link instead of following a caller's. ``OTEL_LLM_PUBLIC_ENDPOINT``."""
+    timing: bool = False
+    """Tell a client that asks for it where the time of its request went. ``OTEL_LLM_TIMING``."""
 
     @classmethod
     def load(
@@ -62,6 +65,7 @@ class Settings:
             engines=None if engines is None else tuple(engines),
             targets=_targets(slo, environment),
             public_endpoint=flag(PUBLIC_ENDPOINT, environment),
+            timing=flag(TIMING, environment),
         )
 
 

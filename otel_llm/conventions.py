@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from otel_llm.timeline import PHASES, UNSPLIT
+from otel_llm.client_timeline import CLIENT_PHASES, METHODS
+from otel_llm.timeline import PHASES
 
 SCOPE: Final = "otel_llm"
 """Instrumentation scope of all telemetry."""
@@ -62,8 +63,7 @@ class Instrument:
 
 
 _OPERATIONS: Final = ("chat", "text_completion", "embeddings", "generate_content")
-_NETWORK_METHODS: Final = ("server_tcp",)
-_PHASES: Final = (*PHASES, UNSPLIT)
+_PHASES: Final = tuple(dict.fromkeys((*PHASES, *CLIENT_PHASES)))
 
 ATTRIBUTES: Final = {
     attribute.name: attribute
@@ -105,9 +105,17 @@ ATTRIBUTES: Final = {
             "double",
             "Seconds that the network took of this request, by `otel_llm.network.method`; absent if unknown.",
         ),
-        Attribute("otel_llm.network.method", "string", "How the network time was measured.", _NETWORK_METHODS),
+        Attribute("otel_llm.network.method", "string", "How the network time was measured.", METHODS),
         Attribute(
             "otel_llm.network.peer_limited", "double", "Seconds in which the peer's full buffer held up the answer."
+        ),
+        Attribute("server.address", "string", "Host that a client called."),
+        Attribute("server.port", "int", "Port that a client called."),
+        Attribute("http.response.status_code", "int", "Status of the answer to a client."),
+        Attribute("http.request.resend_count", "int", "Attempts of the same request before this one, if any."),
+        *(
+            Attribute(f"otel_llm.client.{phase}", "double", f"Seconds of a client's time in `{phase}`.")
+            for phase in CLIENT_PHASES
         ),
         Attribute("otel_llm.slo.met", "boolean", "Whether the request ended in full and met every target."),
         Attribute("otel_llm.slo.cause", "string", "The phase that took most of the time in question; empty if met."),
@@ -176,6 +184,30 @@ INSTRUMENTS: Final = {
             (*_REQUEST, "otel_llm.slo.met", "otel_llm.slo.cause"),
         ),
         Instrument(
+            "gen_ai.client.operation.duration",
+            "histogram",
+            "s",
+            "A client's attempt, from its first act to the last byte of the answer; every outcome.",
+            (*_REQUEST, "error.type"),
+            LATENCY_SECONDS,
+        ),
+        Instrument(
+            "gen_ai.client.operation.time_to_first_chunk",
+            "histogram",
+            "s",
+            "From the start of a client's attempt to the first event that bears a token; attempts that ended in full.",
+            _REQUEST,
+            LATENCY_SECONDS,
+        ),
+        Instrument(
+            "otel_llm.client.phase.duration",
+            "histogram",
+            "s",
+            "Time of a client's attempt in one part; the sums add up to that of gen_ai.client.operation.duration.",
+            (*_REQUEST, "otel_llm.phase"),
+            LATENCY_SECONDS,
+        ),
+        Instrument(
             "otel_llm.telemetry.errors",
             "observable_counter",
             "{error}",
@@ -227,3 +259,19 @@ REQUEST_SPAN: Final = (
 
 PHASE_SPAN: Final = ("gen_ai.provider.name", "gen_ai.operation.name", "otel_llm.phase", "otel_llm.phase.between")
 """Attributes of the child spans, which are named after their phase."""
+
+CLIENT_SPAN: Final = (
+    *_REQUEST,
+    "server.address",
+    "server.port",
+    "http.response.status_code",
+    "http.request.resend_count",
+    "gen_ai.latency.time_to_first_token",
+    "gen_ai.latency.e2e",
+    "error.type",
+    "otel_llm.outcome",
+    "otel_llm.network.duration",
+    "otel_llm.network.method",
+    *(f"otel_llm.client.{phase}" for phase in CLIENT_PHASES),
+)
+"""Attributes of a client's span ``{operation} {model}``, one per attempt."""

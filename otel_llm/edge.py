@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from otel_llm.pairing import ServerTiming
 from otel_llm.timeline import AttributeValue, Outcome, Timeline, merged, wall_offset
 
 BLOCKED_KEPT: Final = 1024
@@ -112,6 +113,19 @@ class ServerEdge:
         timeline = self._joined()
         if timeline is not None:
             self._emit(timeline)
+
+    def timing(self, peer_limited: bool) -> ServerTiming | None:
+        """Where the time went up to now, for the client; None while an engine is still at work."""
+        if not self._engines or self.waiting:
+            return None
+        timeline = self._joined()
+        if timeline is None:
+            return None
+        phases: dict[str, int] = {}
+        for phase in timeline.phases():
+            phases[phase.name] = phases.get(phase.name, 0) + phase.duration
+        first_sent = None if self.first_sent is None else self.first_sent - timeline.start
+        return ServerTiming(phases, timeline.engine, first_sent, timeline.stall if peer_limited else 0)
 
     def _joined(self) -> Timeline | None:
         stamps: dict[str, Any] = {

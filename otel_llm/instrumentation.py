@@ -145,7 +145,7 @@ def instrument(
     that does not exist.
     """
     global _active
-    from otel_llm import servers
+    from otel_llm import clients, servers
     from otel_llm.telemetry.context import capture
 
     with _lock:
@@ -156,9 +156,9 @@ def instrument(
         rows = [_engine(name) for name in settings.engines or _engine_names()]
         active = _Active(settings, tracer_provider, meter_provider)
         _active = active
-        outlet.active = outlet.Outlet(emit, capture)
+        outlet.active = outlet.Outlet(emit, capture, begin_client, settings.timing)
         process_exit.arm(_shutdown)
-        edges = [servers.load(name) for name in servers.names()]
+        edges = [room.load(name) for room in (servers, clients) for name in room.names()]
         for row in (*rows, *edges, _UVICORN_EXIT):
             active.patchers[row.name] = patcher = Patcher(row, emit, capture, ready)
             patcher.arm()
@@ -230,6 +230,16 @@ def emit(timeline: Timeline) -> None:
             sink(timeline)
         except Exception as error:
             faults.swallow("sink", error)
+
+
+def begin_client(operation: str, model: str | None, start: int) -> outlet.ClientSpan | None:
+    """Begin the span of a client's attempt. Never raises."""
+    try:
+        live = _current_live()
+        return None if live is None else live.recorder.clients.begin(operation, model, start)
+    except Exception as error:
+        faults.swallow("begin_client", error)
+        return None
 
 
 def ready() -> None:

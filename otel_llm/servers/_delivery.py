@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final
 
 from otel_llm import faults, tcp
 from otel_llm.edge import Delivery, ServerEdge
+from otel_llm.servers._connection import Connection
 
 LIMIT_SECONDS: Final = 10.0
 """How long the last bytes are followed; a peer that takes longer is reported with this time."""
 
 NEARBY_US: Final = 1000
 """Round trip below which what is on its way is as good as delivered."""
-
-
-class Connection(Protocol):
-    """What is read of a connection."""
-
-    transport: Any
-    peer_limited_us: int | None
 
 
 def measure(server: ServerEdge, connection: Connection, done: Callable[[], None]) -> None:

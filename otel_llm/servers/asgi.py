@@ -13,8 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from otel_llm import edge, faults, outlet, sse
+from otel_llm import edge, faults, outlet, pairing, routes, sse, tcp
 from otel_llm.servers import _delivery
+from otel_llm.servers._connection import Connection
 from otel_llm.timeline import Outcome
 
 Scope = MutableMapping[str, Any]
@@ -29,52 +30,35 @@ LINGER_SECONDS: Final = 5.0
 BLOCKED_NS: Final = 1_000_000
 """A send that takes longer had to wait, where the server does not say so."""
 
-_OPERATIONS: Final = {
-    "/v1/chat/completions": "chat",
-    "/v1/responses": "chat",
-    "/v1/messages": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-}
-"""Generation routes of the APIs that vLLM serves."""
+_READ: Final = (b"traceparent", b"tracestate", pairing.ASK.encode())
+"""All headers that are looked at."""
 
 _ROUTES_KEPT: Final = 128
 _reached: Final[dict[str, tuple[str, str]]] = {}
 """Routes that have led to an engine, and to which: their failures are requests too."""
 
 
-class Connection:
-    """What a server knows beyond ASGI. This one knows nothing."""
-
-    __slots__ = ("arrived", "flow", "parsed", "peer_limited_us", "received", "transport")
-
-    def __init__(self) -> None:
-        self.arrived: int | None = None
-        self.parsed: int | None = None
-        self.received: int | None = None
-        self.transport: Any = None
-        """An asyncio transport."""
-        self.flow: Any = None
-        """Has ``write_paused``: whether the next send must wait for the peer."""
-        self.peer_limited_us: int | None = None
-        """``TcpInfo.peer_limited_us`` at the start of the request."""
-
-    def gone(self) -> bool | None:
-        """Whether the peer has disconnected, None if the server does not say."""
-        return None
-
-
 class Exchange:
     """One HTTP request: stands between the application and ``send``."""
 
-    __slots__ = ("_connection", "_edge", "_flow", "_looked", "_quick", "_scope", "_send", "_status", "_stream")
+    __slots__ = (
+        "_asked",
+        "_connection",
+        "_edge",
+        "_flow",
+        "_looked",
+        "_quick",
+        "_scope",
+        "_send",
+        "_status",
+        "_stream",
+    )
 
     def __init__(self, out: outlet.Outlet, scope: Scope, send: Send, connection: Connection) -> None:
         headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in scope.get("headers", ())
-            if name in (b"traceparent", b"tracestate")
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ()) if name in _READ
         }
+        self._asked = headers.pop(pairing.ASK, "") == "1" and out.timing
         self._edge = edge.ServerEdge(out.emit, out.capture, headers)
         edge.current.set(self._edge)
         self._scope, self._send, self._connection = scope, send, connection
@@ -85,11 +69,21 @@ class Exchange:
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message. Called per token."""
-        if self._quick and not self._flow.write_paused and message.get("more_body"):
+        if (
+            self._quick
+            and not self._flow.write_paused
+            and message.get("more_body")
+            and not (self._asked and sse.DONE in message.get("body", b""))
+        ):
             return self._send(message)
         return self._watched(message)
 
     async def _watched(self, message: Message) -> None:
+        if self._asked:
+            try:
+                message = self._told(message)
+            except Exception as error:
+                faults.swallow("asgi.timing", error)
         flow = self._flow
         paused = flow is not None and flow.write_paused
         before = time.monotonic_ns()
@@ -104,13 +98,42 @@ class Exchange:
         except Exception as error:
             faults.swallow("asgi.sent", error)
 
+    def _told(self, message: Message) -> Message:
+        """The message with the server's times in it, if this is where they belong."""
+        if message["type"] == "http.response.start":
+            if _is_stream(message):
+                return message
+            timing = self._timing()
+            if timing is None:
+                return message
+            value = pairing.to_header(timing).encode("latin-1")
+            return {**message, "headers": [*message.get("headers", ()), (pairing.HEADER.encode(), value)]}
+        body = message.get("body", b"")
+        place = body.find(sse.DONE) if self._stream else -1
+        if place < 0 or (place > 0 and body[place - 1 : place] != b"\n"):
+            return message
+        self._asked = False
+        timing = self._timing()
+        if timing is None:
+            return message
+        return {**message, "body": body[:place] + pairing.to_comment(timing) + body[place:]}
+
+    def _timing(self) -> pairing.ServerTiming | None:
+        connection = self._connection
+        self._stamp()
+        transport, before = connection.transport, connection.peer_limited_us
+        info = None if transport is None or before is None else tcp.read(transport.get_extra_info("socket"))
+        limited = info is not None and before is not None and info.peer_limited_us > before
+        return self._edge.timing(limited)
+
+    def _stamp(self) -> None:
+        server, connection = self._edge, self._connection
+        server.arrived, server.parsed, server.received = connection.arrived, connection.parsed, connection.received
+
     def _sent(self, message: Message, now: int) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self._stream = any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in message.get("headers", ())
-            )
+            self._stream = _is_stream(message)
         elif message["type"] == "http.response.body":
             if not self._quick:
                 self._look(message.get("body", b""), now)
@@ -158,7 +181,7 @@ class Exchange:
         if server.ended is not None:
             return
         server.ended, server.outcome, server.error_type = now, outcome, reason
-        server.arrived, server.parsed, server.received = connection.arrived, connection.parsed, connection.received
+        self._stamp()
         self._learn()
         if not server.engines and not server.waiting and (outcome == "ok" or server.refusal is None):
             server.settled = True
@@ -179,7 +202,7 @@ class Exchange:
         self._edge.refusal = _reached.get(route)
         state = getattr(self._scope.get("app"), "state", None)
         if self._edge.refusal is None and method == "POST" and getattr(state, "engine_client", None) is not None:
-            operation = _OPERATIONS.get(path[path.find("/v1/") :])
+            operation = routes.operation(path)
             self._edge.refusal = None if operation is None else ("vllm", operation)
 
 
@@ -242,6 +265,13 @@ def _settle(server: edge.ServerEdge) -> None:
         asyncio.get_running_loop().call_later(LINGER_SECONDS, server.report)
     else:
         server.report()
+
+
+def _is_stream(start: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in start.get("headers", ())
+    )
 
 
 def _meaning(status: int) -> tuple[Outcome, str | None]:

@@ -15,11 +15,12 @@ from typing import Any, Final
 from otel_llm import faults, outlet, tcp
 from otel_llm.patching import Engine, Hook, Probe
 from otel_llm.servers import asgi
+from otel_llm.servers._connection import Connection
 
 KEY: Final = "_otel_llm"
 
 
-class _Connection(asgi.Connection):
+class _Connection(Connection):
     """One request on a connection of uvicorn."""
 
     __slots__ = ("_cycle",)

@@ -33,6 +33,12 @@ class Loss(Protocol):
         ...
 
 
+def histogram(meter: Meter, name: str) -> Histogram:
+    """Make the histogram of this name, as the table has it."""
+    row = conventions.INSTRUMENTS[name]
+    return meter.create_histogram(name, row.unit, row.description, explicit_bucket_boundaries_advisory=row.buckets)
+
+
 class MetricWriter:
     """Records each request once."""
 
@@ -44,7 +50,7 @@ class MetricWriter:
         self._first_token = self._histogram("gen_ai.server.time_to_first_token")
         self._per_token = self._histogram("gen_ai.server.time_per_output_token")
         self._phase = self._histogram("otel_llm.request.phase.duration")
-        self._network = self._histogram("otel_llm.network.duration")
+        self.network = self._histogram("otel_llm.network.duration")
         self._tokens = self._counter("otel_llm.request.tokens")
         self._slo = None if targets is None else self._counter("otel_llm.request.slo")
         self._observe("otel_llm.telemetry.errors", "otel_llm.fault.place", faults.errors.copy)
@@ -65,7 +71,7 @@ class MetricWriter:
         method = timeline.attributes.get("otel_llm.network.method")
         if method is not None:
             how = {**labels, "otel_llm.network.method": sanitize.text(method)}
-            self._record(self._network, float(timeline.attributes["otel_llm.network.duration"]) * 1e9, how, context)
+            self._record(self.network, float(timeline.attributes["otel_llm.network.duration"]) * 1e9, how, context)
         if timeline.outcome == "ok" and timeline.output_tokens:
             self._record(self._first_token, timeline.time_to_first_token(), labels, context)
             self._record(self._per_token, timeline.time_per_output_token(), labels, context)
@@ -102,10 +108,7 @@ class MetricWriter:
             histogram.record(value, labels, context)
 
     def _histogram(self, name: str) -> Histogram:
-        row = conventions.INSTRUMENTS[name]
-        return self._meter.create_histogram(
-            name, row.unit, row.description, explicit_bucket_boundaries_advisory=row.buckets
-        )
+        return histogram(self._meter, name)
 
     def _counter(self, name: str) -> api.Counter:
         row = conventions.INSTRUMENTS[name]

@@ -10,6 +10,7 @@ from opentelemetry.trace import TracerProvider
 
 from otel_llm import conventions
 from otel_llm.config import Targets
+from otel_llm.telemetry.client import ClientWriter
 from otel_llm.telemetry.context import Captured
 from otel_llm.telemetry.instruments import Loss, MetricWriter
 from otel_llm.telemetry.spans import SpanWriter
@@ -35,6 +36,11 @@ class Recorder:
             else SpanWriter(tracer_provider.get_tracer(scope), public_endpoint=public_endpoint)
         )
         self._metrics = None if meter_provider is None else MetricWriter(meter_provider.get_meter(scope), targets, loss)
+        self.clients = ClientWriter(
+            None if tracer_provider is None else tracer_provider.get_tracer(scope),
+            None if meter_provider is None else meter_provider.get_meter(scope),
+            None if self._metrics is None else self._metrics.network,
+        )
 
     def record(self, timeline: Timeline) -> None:
         """Write the request once. ``timeline.context`` is what ``capture`` returned, or None."""

@@ -14,15 +14,28 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "otel_llm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-DATA = {"timeline", "conventions", "sanitize", "faults", "config"}
+DATA = {"timeline", "client_timeline", "pairing", "conventions", "sanitize", "faults", "config"}
 """Standard library and each other."""
 
 ARROWS = {
     **{name: DATA for name in DATA},
     "recording": {"timeline"},
     "streams": {"faults"},
-    "edge": {"timeline"},
+    "edge": {"pairing", "timeline"},
     "outlet": {"patching", "timeline"},
+    "servers": {"edge", "faults", "outlet", "pairing", "patching", "routes", "servers", "sse", "tcp", "timeline"},
+    "clients": {
+        "client_timeline",
+        "clients",
+        "faults",
+        "outlet",
+        "pairing",
+        "patching",
+        "routes",
+        "sse",
+        "tcp",
+        "timeline",
+    },
     "patching": {"faults", "timeline"},
     "decorators": {"faults", "outlet", "recording", "streams", "timeline"},
     "engines": {"engines", "faults", "patching", "recording", "streams", "timeline"},

@@ -7,18 +7,49 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from otel_llm import conventions, faults
+from otel_llm.client_timeline import ClientTimeline
 from otel_llm.config import Targets
+from otel_llm.pairing import ServerTiming
 from otel_llm.pipeline.exporters import Loss
 from otel_llm.telemetry.recorder import Recorder
 from tests.golden.test_golden import CASES
+
+ATTEMPTS = (
+    ClientTimeline(
+        operation="chat",
+        provider="vllm",
+        model="m",
+        address="localhost",
+        port=8000,
+        status=200,
+        started=0,
+        sent=1_000_000,
+        answered=2_000_000,
+        first_token=5_000_000,
+        ended=20_000_000,
+        backlog=1_000_000,
+        resend=1,
+        wall_offset=0,
+        server=ServerTiming(
+            dict.fromkeys(("accept", "network", "preprocess", "queue", "prefill", "decode", "postprocess"), 1_000_000),
+            "vllm",
+            first_sent=6_000_000,
+            peer_stall=500_000,
+        ),
+    ),
+    ClientTimeline(
+        operation="chat", provider="openai", started=0, ended=1, outcome="error", error_type="500", wall_offset=0
+    ),
+)
 
 TYPES = {str: "string", int: "int", float: "double", bool: "boolean", tuple: "string[]"}
 
 
 def test_every_attribute_in_a_table_is_described() -> None:
-    used = {*conventions.REQUEST_SPAN, *conventions.PHASE_SPAN}
+    used = {*conventions.REQUEST_SPAN, *conventions.PHASE_SPAN, *conventions.CLIENT_SPAN}
     for instrument in conventions.INSTRUMENTS.values():
         used |= set(instrument.attributes)
     assert used == set(conventions.ATTRIBUTES)
@@ -38,18 +69,22 @@ def test_emitted_equals_declared() -> None:
     recorder = Recorder(tracer_provider, meter_provider, targets=Targets(ttft=0.05), loss=Loss())
     for timeline in CASES.values():
         recorder.record(timeline)
+    for attempt in ATTEMPTS:
+        span = recorder.clients.begin(attempt.operation, attempt.model, attempt.started)
+        span.finish(attempt)
     faults.errors["test"] += 1
     found = reader.get_metrics_data()
     del faults.errors["test"]
 
-    span_attributes: dict[bool, set[str]] = {True: set(), False: set()}
+    seen: dict[str, set[str]] = {"request": set(), "phase": set(), "client": set()}
     for span in exporter.get_finished_spans():
-        of_phase = "otel_llm.phase" in (span.attributes or {})
+        of = "phase" if "otel_llm.phase" in (span.attributes or {}) else "request"
         for key, value in (span.attributes or {}).items():
             assert TYPES[type(value)] == conventions.ATTRIBUTES[key].type, key
-            span_attributes[of_phase].add(key)
-    assert span_attributes[False] == set(conventions.REQUEST_SPAN)
-    assert span_attributes[True] == set(conventions.PHASE_SPAN)
+            seen["client" if span.kind is SpanKind.CLIENT else of].add(key)
+    assert seen["request"] == set(conventions.REQUEST_SPAN)
+    assert seen["phase"] == set(conventions.PHASE_SPAN)
+    assert seen["client"] == set(conventions.CLIENT_SPAN)
 
     assert found is not None
     (scope,) = found.resource_metrics[0].scope_metrics

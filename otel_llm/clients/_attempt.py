@@ -1,0 +1,242 @@
+"""
+One attempt of an HTTP library, watched: what all clients share.
+
+The library's file tells when the connection stood, when the head of the answer
+was there, and how long each read of the body took. Per chunk of a stream that
+is arithmetic on local data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from typing import Any, Final
+
+from otel_llm import faults, outlet, pairing, routes, sse, tcp
+from otel_llm.client_timeline import ClientTimeline
+from otel_llm.timeline import ENGINE_PHASES, Outcome, ending, wall_offset
+
+sinks: Final[list[Callable[[ClientTimeline], None]]] = []
+"""Called with every finished attempt, as data."""
+
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\\\]|\\\\.){1,256})"')
+_SEARCHED: Final = 1 << 16
+"""Bytes at either end of a request that are searched for the model's name."""
+_TAIL: Final = 16
+"""Last chunks of a stream that are kept: they hold what the server says at the end."""
+_HEAD: Final = 1 << 18
+"""Most bytes of a stream that are kept in search of the first token."""
+
+
+def begin(
+    method: str, path: str, address: str | None, port: int | None, headers: Mapping[str, str], body: object
+) -> Attempt | None:
+    """Watch this attempt, if text is generated on that route. Never raises."""
+    try:
+        out = outlet.active
+        operation = routes.operation(path) if method == "POST" else None
+        return None if out is None or operation is None else Attempt(out, operation, path, address, port, headers, body)
+    except Exception as error:
+        faults.swallow("client.begin", error)
+        return None
+
+
+class Attempt:
+    """Stamps of one attempt; what it is told must not raise, so it is told through ``guard``."""
+
+    def __init__(
+        self,
+        out: outlet.Outlet,
+        operation: str,
+        path: str,
+        address: str | None,
+        port: int | None,
+        headers: Mapping[str, str],
+        body: object,
+    ) -> None:
+        self.started, self._offset = time.monotonic_ns(), wall_offset()
+        self.sent: int | None = None
+        self.socket: Any = None
+        self._about: dict[str, Any] = {
+            "operation": operation,
+            "model": _model(body),
+            "address": address,
+            "port": port,
+            "resend": _count(headers.get("x-stainless-retry-count")),
+        }
+        self._provider = "anthropic" if path.endswith("/messages") else "openai"
+        self._answered: int | None = None
+        self._status: int | None = None
+        self._first: int | None = None
+        self._server: pairing.ServerTiming | None = None
+        self._got = self._backlog = 0
+        self._stream = False
+        self._head = b""
+        self._tail: deque[bytes] = deque(maxlen=_TAIL)
+        self._open = True
+        self._span = out.begin_client(operation, self._about["model"], self.started + self._offset)
+        self.headers: dict[str, str] = {pairing.ASK: "1"}
+        """To be sent along."""
+        if self._span is not None and "traceparent" not in headers:
+            self.headers.update(self._span.headers)
+
+    def leaves(self) -> None:
+        """The connection stands, the first byte of the request is about to leave."""
+        self.sent = time.monotonic_ns()
+
+    def answered(self, status: int, headers: Mapping[str, str], socket: Any) -> None:
+        """The head of the answer is there."""
+        self._answered = self._got = time.monotonic_ns()
+        self._status, self.socket = status, socket
+        self._stream = headers.get("content-type", "").startswith("text/event-stream")
+        self._server = pairing.from_header(headers.get(pairing.HEADER, ""))
+
+    def took(self, asked: int, data: bytes) -> None:
+        """The caller asked for more of the body at ``asked`` and gets ``data`` now."""
+        got = time.monotonic_ns()
+        # What the caller holds, it falls behind; what it waits, it has caught up.
+        self._backlog = max(0, self._backlog + 2 * asked - self._got - got)
+        self._got = got
+        if self._stream and self._first is None and self._head is not _OVER:
+            self._look(data, got)
+        self._tail.append(data)
+        if self._stream and b"[DONE]" in data:
+            self.ended(None)
+
+    def _look(self, data: bytes, now: int) -> None:
+        """Find the first token-bearing event among the whole events so far."""
+        events, _, self._head = (self._head + data).replace(b"\r\n", b"\n").rpartition(b"\n\n")
+        if sse.bears_token(events):
+            self._first, self._head = now, _OVER
+        elif len(self._head) > _HEAD:
+            self._head = _OVER
+
+    def ended(self, error: BaseException | None) -> None:
+        """The body is read (None), or the attempt failed, was cancelled or given up. Only the first call counts."""
+        if not self._open:
+            return
+        self._open = False
+        now = self._got if self._got and error is None else time.monotonic_ns()
+        tail = b"".join(self._tail) if error is None else b""
+        self._tail.clear()
+        outcome, reason = self._outcome(error)
+        if self._stream and error is None:
+            self._server = pairing.from_comment(tail)
+        info = tcp.read(self.socket)
+        timeline = ClientTimeline(
+            **self._about,
+            provider=self._provider if self._server is None else self._server.engine,
+            started=self.started,
+            sent=self.sent,
+            answered=self._answered,
+            first_token=self._first,
+            ended=now,
+            backlog=self._backlog,
+            server=self._server,
+            engine=None if self._server is not None else _engine(tail),
+            rtt=None if info is None else info.rtt_us * 1000,
+            wall_offset=self._offset,
+            outcome=outcome,
+            error_type=reason,
+            status=self._status,
+        )
+        self.socket = None
+        if self._span is not None:
+            self._span.finish(timeline)
+        for sink in tuple(sinks):
+            sink(timeline)
+
+    def _outcome(self, error: BaseException | None) -> tuple[Outcome, str | None]:
+        if error is None and self._status is not None and self._status >= 400:
+            return ("reject" if self._status < 500 else "error"), str(self._status)
+        return ending(error, accepted=True)
+
+
+_OVER: Final = b"over"
+
+
+def guard(act: Callable[..., None], *args: Any) -> None:
+    """Tell an attempt something; an error of ours is swallowed and counted."""
+    try:
+        act(*args)
+    except Exception as error:
+        faults.swallow("client.attempt", error)
+
+
+def watched(inner: Iterator[bytes], attempt: Attempt) -> Generator[bytes, None, None]:
+    """The body's chunks, unchanged."""
+    clock = time.monotonic_ns
+    try:
+        while True:
+            asked = clock()
+            try:
+                data = next(inner)
+            except StopIteration:
+                break
+            try:
+                attempt.took(asked, data)
+            except Exception as error:
+                faults.swallow("client.took", error)
+            yield data
+    except BaseException as error:
+        guard(attempt.ended, error)
+        raise
+    guard(attempt.ended, None)
+
+
+async def watched_async(inner: AsyncIterator[bytes], attempt: Attempt) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, unchanged."""
+    clock = time.monotonic_ns
+    try:
+        while True:
+            asked = clock()
+            try:
+                data = await inner.__anext__()
+            except StopAsyncIteration:
+                break
+            try:
+                attempt.took(asked, data)
+            except Exception as error:
+                faults.swallow("client.took", error)
+            yield data
+    except BaseException as error:
+        guard(attempt.ended, error)
+        raise
+    guard(attempt.ended, None)
+
+
+def _model(body: object) -> str | None:
+    if isinstance(body, str):
+        body = body[:_SEARCHED].encode("utf-8", "replace")
+    if not isinstance(body, (bytes, bytearray)):
+        return None
+    found = _MODEL.search(body[:_SEARCHED]) or _MODEL.search(body[-_SEARCHED:])
+    return None if found is None else found.group(1).decode("utf-8", "replace")
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 4 else 0
+
+
+def _engine(tail: bytes) -> pairing.ServerTiming | None:
+    """vLLM's ``metrics`` object, in the last chunk of a stream or in a plain answer; milliseconds there."""
+    place = tail.rfind(b'"metrics":')
+    if place < 0:
+        return None
+    try:
+        content, _ = json.JSONDecoder().raw_decode(
+            tail[place + len(b'"metrics":') :].decode("utf-8", "replace").lstrip()
+        )
+    except ValueError:
+        return None
+    if not isinstance(content, dict):
+        return None
+    keys = ("queue_time_ms", "time_to_first_token_ms", "generation_time_ms")
+    times = [content.get(key) for key in keys]
+    if not all(isinstance(value, (int, float)) and 0 <= value < 1e9 for value in times):
+        return None
+    phases = {name: round(value * 1e6) for name, value in zip(ENGINE_PHASES, times, strict=True) if value is not None}
+    return pairing.ServerTiming(phases, "vllm")

@@ -1,0 +1,126 @@
+"""
+A TCP link with a delay and a rate for each direction, as a process of its own.
+
+``python link.py TARGET_PORT UP_MS DOWN_MS UP_BYTES_PER_S DOWN_BYTES_PER_S``;
+a rate of 0 is no limit. Prints its own port, then one line of JSON per piece
+of data that it has passed on: direction, when it came in and when it went out
+(``time.monotonic_ns``, which all processes of a host share), and its length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+PIECE = 4096
+_print = threading.Lock()
+
+
+class Piece(NamedTuple):
+    """What the link passed on; nanoseconds."""
+
+    direction: str
+    entered: int
+    left: int
+    length: int
+
+
+@dataclass
+class Link:
+    """A running link."""
+
+    port: int
+    pieces: list[Piece]
+
+    def truth(self) -> int:
+        """
+        Nanoseconds that the request and its answer spent on the link since the last call.
+
+        From the first byte of the request going in to its last coming out,
+        plus the time of the answer's last byte.
+        """
+        time.sleep(0.1)
+        up = [piece for piece in self.pieces if piece.direction == "up"]
+        down = [piece for piece in self.pieces if piece.direction == "down"]
+        self.pieces.clear()
+        return up[-1].left - up[0].entered + down[-1].left - down[-1].entered
+
+
+@contextlib.contextmanager
+def link(target: int, *, up: float = 0, down: float = 0, up_rate: float = 0, down_rate: float = 0) -> Iterator[Link]:
+    """Delays in milliseconds, rates in bytes per second."""
+    command = [sys.executable, __file__, *map(str, (target, up, down, up_rate, down_rate))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        running = Link(int(process.stdout.readline()), [])
+
+        def collect() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                running.pieces.append(Piece(*json.loads(line)))
+
+        threading.Thread(target=collect, daemon=True).start()
+        try:
+            yield running
+        finally:
+            process.kill()
+
+
+def pass_on(direction: str, source: socket.socket, sink: socket.socket, delay: float, rate: float) -> None:
+    held: queue.SimpleQueue[tuple[int, int, bytes]] = queue.SimpleQueue()
+    threading.Thread(target=release, args=(direction, held, sink), daemon=True).start()
+    free = 0
+    while True:
+        try:
+            data = source.recv(PIECE)
+        except OSError:
+            data = b""
+        entered = time.monotonic_ns()
+        if rate:
+            free = max(free, entered) + round(len(data) / rate * 1e9)
+        held.put((entered, max(entered, free) + round(delay * 1e6), data))
+        if not data:
+            return
+
+
+def release(direction: str, held: queue.SimpleQueue[tuple[int, int, bytes]], sink: socket.socket) -> None:
+    while True:
+        entered, due, data = held.get()
+        time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+        try:
+            if data:
+                sink.sendall(data)
+            else:
+                sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+        if not data:
+            return
+        with _print:
+            print(json.dumps((direction, entered, time.monotonic_ns(), len(data))), flush=True)
+
+
+def main() -> None:
+    target, up, down, up_rate, down_rate = (float(argument) for argument in sys.argv[1:])
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        client, _ = listener.accept()
+        server = socket.create_connection(("127.0.0.1", int(target)))
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for arguments in (("up", client, server, up, up_rate), ("down", server, client, down, down_rate)):
+            threading.Thread(target=pass_on, args=arguments, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
