@@ -2,7 +2,7 @@
 
 VENV ?= .venv
 LEVELS ?= 1,2,4,8,16,32
-SECONDS ?= 12
+SECONDS ?= 10
 
 bin := $(VENV)/bin
 recipe := scripts/environment.sh pyproject.toml
@@ -13,7 +13,7 @@ recipe := scripts/environment.sh pyproject.toml
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-8s%s\n' "$$name" "$$text"; done
 
-demo: $(VENV)/.demo ## Real vLLM under rising load: where each request's time goes (LEVELS=1,2,4 SECONDS=12)
+demo: $(VENV)/.demo ## Real vLLM under rising load: where each request's time goes (LEVELS=1,2,4 SECONDS=10)
 	@$(bin)/python -m otel_llm.demo --levels $(LEVELS) --seconds $(SECONDS)
 
 test: $(VENV)/.test lint ## Style, types and all tests, real engines and real telemetry backends included

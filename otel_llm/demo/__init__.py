@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests in flight, one level after the other (default: 1,2,4,8,16,32)",
     )
     parser.add_argument(
-        "--seconds", type=_positive, default=12.0, help="how long each level is held (default: %(default)g)"
+        "--seconds", type=_positive, default=10.0, help="how long each level is held (default: %(default)g)"
     )
     parser.add_argument(
         "--html", type=Path, default=Path("otel-llm-demo.html"), help="page to write (default: %(default)s)"
