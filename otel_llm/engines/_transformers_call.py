@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from otel_llm.engines._transformers_loop import Counts, Kind, Loop
+from otel_llm.engines._transformers_threads import carried, errand
 from otel_llm.patching import Call, Probe
 from otel_llm.recording import Recording
 from otel_llm.timeline import Timeline, ending
@@ -41,8 +42,12 @@ class Generation(Recording):
             operation=_operation(call),
             model=model_name(call.instance),
             request_id=None,
-            context=probe.capture(),
+            context=probe.capture(carried=carried(call.get("streamer"))),
         )
+        here = errand.get()
+        waited = None if here is None else here.waited()
+        wait: tuple[int | None, int] = waited or (None, self.received)
+        self._submitted, self._scheduled = wait
 
     def enter(self, call: Call, kind: Kind) -> Loop:
         """A decoding method begins."""
@@ -54,19 +59,21 @@ class Generation(Recording):
     def ended(self, error: BaseException | None) -> None:
         """``generate`` has returned or raised: only now is anything counted."""
         now = time.monotonic_ns()
+        outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
         if error is None:
-            outcome, reason = ending(None, accepted=True)
-            marks = self._finished(now)
+            marks = self._finished()
         else:
-            outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
+            if reason == "_GenerationCancelled":  # the client of `transformers serve` has gone
+                outcome, reason = "abort", "cancelled"
             marks = {
                 **self._seen([loop.cut() for loop in self._loops]),
                 "cut_known": bool(self._loops) or not self._custom,
             }
         samples = marks.pop("samples", ())
-        self.close(outcome, reason, samples, received=None, scheduled=self.received, ended=now, **marks)
+        begun = {"received": None, "submitted": self._submitted, "scheduled": self._scheduled}
+        self.close(outcome, reason, samples, ended=now, **begun, **marks)
 
-    def _finished(self, now: int) -> dict[str, Any]:
+    def _finished(self) -> dict[str, Any]:
         loops, counts = self._loops, [self._counts(loop) for loop in self._loops]
         marks = self._seen(counts)
         if "first_token" not in marks:
@@ -108,7 +115,8 @@ class Generation(Recording):
         return [
             self.sample(
                 ended=loop.last(length),
-                scheduled=self.received,
+                submitted=self._submitted,
+                scheduled=self._scheduled,
                 first_token=loop.ready[0],
                 last_token=loop.last(length),
                 prompt_tokens=prompts[index * len(prompts) // len(rows)] if prompts else None,

@@ -68,7 +68,7 @@ def failing(hooks: Callable[[Probe], tuple[Hook, ...]], *, early: bool) -> Calla
 @pytest.mark.parametrize("early", [True, False])
 def test_a_body_that_fails_changes_nothing(model: tiny.SlowQwen2, expected: list[torch.Tensor], early: bool) -> None:
     engine = dataclasses.replace(ENGINE, hooks=failing(ENGINE.hooks, early=early))
-    patcher = Patcher(engine, lambda timeline: None, lambda headers=None: None, lambda: None)
+    patcher = Patcher(engine, lambda timeline: None, lambda **_: None, lambda: None)
     with swallowed() as errors:
         patcher.arm()
         try:
@@ -113,7 +113,7 @@ def test_parts_that_fail_change_nothing(
     patcher = Patcher(
         ENGINE,
         fail if part == "emit" else seen.append,
-        fail if part == "capture" else lambda headers=None: None,
+        fail if part == "capture" else lambda **_: None,
         lambda: None,
     )
     with swallowed() as errors:

@@ -46,7 +46,7 @@ VOCABULARY = 128
 def watched() -> Iterator[list[Timeline]]:
     """The hooks in place, without any telemetry: what they emit is appended to the list."""
     seen: list[Timeline] = []
-    patcher = Patcher(ENGINE, seen.append, lambda headers=None: "caller", lambda: None)
+    patcher = Patcher(ENGINE, seen.append, lambda **_: "caller", lambda: None)
     patcher.arm()
     assert patcher.state == "applied", patcher.reason
     try:
