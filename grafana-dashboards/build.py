@@ -1,5 +1,5 @@
 """
-Writes the dashboards' JSON files next to this program.
+Writes the dashboards' JSON files next to this program, and the rules for Prometheus.
 
     python grafana-dashboards/build.py
 """
@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+RULES = FOLDER.parent / "integrations" / "prometheus" / "otel-llm.rules.yml"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
-import caches  # noqa: E402 - the path is set above
+import alerts  # noqa: E402 - the path is set above
+import caches  # noqa: E402
 import instances  # noqa: E402
 import latency_throughput  # noqa: E402
 import load_test  # noqa: E402
 import slo  # noqa: E402
+import yaml  # noqa: E402
 from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
 
 PAGES = (latency_throughput, slo, instances, load_test, caches)
@@ -30,6 +33,12 @@ def rendered() -> dict[str, str]:
     }
 
 
+def rules() -> str:
+    """Text of the rules file."""
+    head = "# Built by grafana-dashboards/build.py from otel_llm/conventions.py.\n"
+    return head + yaml.safe_dump(alerts.build(), sort_keys=False, width=10_000)
+
+
 def main() -> None:
     """Write what has changed, remove what is no longer built."""
     files = rendered()
@@ -37,6 +46,7 @@ def main() -> None:
         (FOLDER / stale).unlink()
     for name, content in files.items():
         (FOLDER / name).write_text(content, encoding="utf-8")
+    RULES.write_text(rules(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,10 @@ class Metric:
         """Estimated from the buckets of a histogram."""
         return f"histogram_quantile({quantile}, {self._rate('_bucket', ('le', *by))})"
 
+    def seen_within(self, window: str, *by: str) -> str:
+        """Number of series, of a counter, that had a sample in the window."""
+        return f"count by ({', '.join(by)}) (last_over_time({self.over(window)._series('')}))"
+
     def buckets(self) -> str:
         """Measurements per bucket in the window, for a heatmap."""
         return f"sum by (le) (increase({self._series('_bucket')}))"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import workload
 from programs import ROOT, Rotel, VictoriaMetrics
+from queries import QUERIES, Query, interpolate
 
 from otel_llm import conventions
+from otel_llm.timeline import PHASES, UNSPLIT
 
 INSTANCES = 2
 SECONDS = 6.0
@@ -27,15 +26,6 @@ TICKS = workload.TICK / 1e9
 
 # Panels that a healthy service leaves empty, by title.
 EMPTY_IN_HEALTH = {"Errors of otel-llm itself"}
-
-
-class Query(NamedTuple):
-    """One target of a panel."""
-
-    dashboard: str
-    panel: str
-    legend: str
-    expr: str
 
 
 class Run(NamedTuple):
@@ -51,22 +41,6 @@ class Run(NamedTuple):
         values = self.backend.select(interpolate(expr, f"{window}s"), at=self.end)
         assert len(values) == 1, f"{len(values)} series: {expr}"
         return next(iter(values.values()))
-
-
-def queries() -> Iterator[Query]:
-    for path in sorted((ROOT / "grafana-dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text())["panels"]:
-            for target in panel.get("targets", ()):
-                yield Query(path.stem, panel["title"], target["legendFormat"], target["expr"])
-
-
-QUERIES = list(queries())
-
-
-def interpolate(expr: str, rate_interval: str) -> str:
-    """Put values in the place of variables, as Grafana does."""
-    values = {"__rate_interval": rate_interval, "ttft_target": "0.5", "objective": "0.99", "baseline": "2s"}
-    return re.sub(r"\$(\w+)", lambda match: values.get(match[1], ".*"), expr)
 
 
 def front_page(panel: str, legend: str) -> str:
@@ -111,7 +85,7 @@ def test_stack_of_phases_is_the_mean_of_the_requests(run: Run) -> None:
     mean = TICKS * sum(request.total for request in REST) / len(REST)
     measured = run.whole(front_page("Mean request time by phase", "measured end to end"))
     assert measured == pytest.approx(mean, rel=1e-9)
-    for phase in conventions.ATTRIBUTES["otel_llm.phase"].values:
+    for phase in (*PHASES, UNSPLIT):
         ticks = sum(part.ticks for request in REST for part in request.parts() if part.phase == phase)
         band = run.whole(front_page("Mean request time by phase", phase))
         assert band == pytest.approx(TICKS * ticks / len(REST), rel=1e-9), phase
@@ -122,7 +96,7 @@ def test_requests_in_flight_are_rate_times_mean_time(run: Run) -> None:
     mean = TICKS * sum(request.total for request in REST) / len(REST)
     in_flight = run.whole(front_page("Requests in flight by phase", "all, from durations"))
     assert in_flight == pytest.approx(rate * mean, rel=1e-9)
-    phases = conventions.ATTRIBUTES["otel_llm.phase"].values
+    phases = (*PHASES, UNSPLIT)
     stack = sum(run.whole(front_page("Requests in flight by phase", phase)) for phase in phases)
     assert stack == pytest.approx(in_flight, rel=1e-9)
     # Two instances handle the rest in the time given, which the exports' raster blurs.
@@ -165,7 +139,7 @@ def test_failures_and_targets_are_exact(run: Run) -> None:
 
 
 def test_the_largest_phase_is_named(run: Run) -> None:
-    phases = conventions.ATTRIBUTES["otel_llm.phase"].values
+    phases = (*PHASES, UNSPLIT)
     total = {
         phase: sum(part.ticks for request in REST for part in request.parts() if part.phase == phase)
         for phase in phases

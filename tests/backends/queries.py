@@ -1,0 +1,35 @@
+"""The queries of the committed dashboards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from programs import ROOT
+
+
+class Query(NamedTuple):
+    """One target of a panel."""
+
+    dashboard: str
+    panel: str
+    legend: str
+    expr: str
+
+
+def queries() -> Iterator[Query]:
+    for path in sorted((ROOT / "grafana-dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                yield Query(path.stem, panel["title"], target["legendFormat"], target["expr"])
+
+
+QUERIES = list(queries())
+
+
+def interpolate(expr: str, rate_interval: str) -> str:
+    """Put values in the place of variables, as Grafana does."""
+    values = {"__rate_interval": rate_interval, "ttft_target": "0.5", "objective": "0.99", "baseline": "2s"}
+    return re.sub(r"\$(\w+)", lambda match: values.get(match[1], ".*"), expr)
