@@ -135,25 +135,30 @@ async def test_requests_wait_for_the_inference_thread_of_serve(model: tiny.SlowQ
     serving = pytest.importorskip("transformers.cli.serving.utils", reason="only from 5.5 on")
     thread = serving.InferenceThread()
     await thread.async_submit(short, model)
-    model.delays = [0.1, 0.01]
+    model.delays = [0.05]
     submitted = []
 
     async def ask(number: int) -> None:
         with traces.tracer.start_as_current_span(f"request {number}"):
-            submitted.append(time.monotonic_ns())
-            await thread.async_submit(model.generate, tiny.prompt(), max_new_tokens=3)
+            before = time.monotonic_ns()
+            answer = thread.async_submit(model.generate, tiny.prompt(), max_new_tokens=3)
+            submitted.append((before, time.monotonic_ns()))
+            await answer
 
     with recording() as seen:
         model.forwards.clear()
         await asyncio.gather(*(ask(number) for number in range(4)))
         model.delays = []
-    waits = queues(seen)
     for number, timeline in enumerate(seen):
         assert_adds_up(timeline)
-        # It waits until the request before it is over, and not any more when its own first step begins.
-        over = model.forwards[3 * number - 1] if number else submitted[number]
-        assert over <= submitted[number] + waits[number] <= model.forwards[3 * number] - 100 * MILLISECOND
-    assert waits[3] > 300 * MILLISECOND
+        before, after = submitted[number]
+        assert timeline.submitted is not None
+        assert before <= timeline.submitted <= after
+        # It waits until the request before it is over, and no longer when its own first step begins.
+        over = model.forwards[3 * number - 1] if number else before
+        assert timeline.scheduled is not None
+        assert over <= timeline.scheduled <= model.forwards[3 * number] - 50 * MILLISECOND
+    assert queues(seen)[3] > 400 * MILLISECOND
     assert traces.parents()[1:] == [f"request {number}" for number in range(4)]
 
 
