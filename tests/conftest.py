@@ -31,6 +31,8 @@ def instrumented() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expects_faults: errors of our own are injected here")
+    for engine in ("vllm", "transformers"):
+        config.addinivalue_line("markers", f"{engine}: needs the real {engine}")
     # No test may try to reach a collector that it did not start itself.
     os.environ.setdefault("OTEL_TRACES_EXPORTER", "none")
     os.environ.setdefault("OTEL_METRICS_EXPORTER", "none")

@@ -21,7 +21,7 @@ _MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "aud
 class Generation(Recording):
     """One call of ``generate``, whatever the number of rows: they start and return together."""
 
-    def __init__(self, call: Call, probe: Probe) -> None:
+    def __init__(self, call: Call, probe: Probe, *, direct: bool = False) -> None:
         self.model = call.instance
         self.loop: Loop | None = None
         """The decoding method that runs now."""
@@ -33,13 +33,16 @@ class Generation(Recording):
         """Nanoseconds in the ``generate`` of assistants."""
         given = call.get("input_ids") if call.get("inputs") is None else call.get("inputs")
         self._given = given.shape[1] if getattr(given, "ndim", 0) == 2 else None
+        text = getattr(call.instance, "output_modalities", ("text",)) == ("text",)
+        self._counted = text and not direct
+        """Whether a row of ids is a text: codes of sound have rows and lengths of other meaning."""
         self._custom = call.get("custom_generate") is not None
         self._loops: list[Loop] = []
         self._breaker = probe.breaker
         super().__init__(
             probe.emit,
             engine="transformers",
-            operation=_operation(call),
+            operation=_operation(call, text),
             model=model_name(call.instance),
             request_id=None,
             context=probe.capture(carried=carried(call.get("streamer"))),
@@ -104,7 +107,7 @@ class Generation(Recording):
 
     def _counts(self, loop: Loop) -> Counts:
         try:
-            return loop.counts()
+            return loop.counts() if self._counted else Counts()
         except Exception as error:
             self._breaker.swallow("counts", error)
             return Counts()
@@ -127,11 +130,10 @@ class Generation(Recording):
         ]
 
 
-def _operation(call: Call) -> str:
+def _operation(call: Call, text_out: bool) -> str:
     media = any(name.startswith(_MEDIA) and value is not None for name, value in call.kwargs.items())
-    text = call.instance.main_input_name == "input_ids" and not media
-    spoken = getattr(call.instance, "output_modalities", ("text",)) == ("text",)
-    return "text_completion" if text and spoken else "generate_content"
+    text_in = call.instance.main_input_name == "input_ids" and not media
+    return "text_completion" if text_in and text_out else "generate_content"
 
 
 def model_name(model: Any) -> str:

@@ -18,6 +18,11 @@ current: Final[ContextVar[Request | None]] = ContextVar("otel_llm_vllm_request",
 """The request whose engine requests are being submitted in this task."""
 
 
+def refused(error: BaseException) -> bool:
+    """Whether vLLM blames the request: 0.32 has a class for that, older versions raise ValueError."""
+    return isinstance(error, ValueError) or any(base.__name__ == "VLLMClientError" for base in type(error).__mro__)
+
+
 class Sample:
     """One engine request; a request has ``n`` of them."""
 

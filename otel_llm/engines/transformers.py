@@ -50,15 +50,21 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
 
     def decode(kind: Kind) -> Body:
         def body(call: Call) -> Steps:
-            generation = current.get()
-            if generation is None or generation.muted:
+            generation = outer = current.get()
+            if outer is not None and outer.muted:
                 yield
                 return
+            if generation is None:  # a model with a generate of its own, which goes straight to the loop
+                generation = Generation(call, probe, direct=True)
             loop = generation.enter(call, kind)
+            token = current.set(generation)
             returned = yield
+            current.reset(token)
             generation.loop = None
             if returned.error is None:
                 loop.end(returned.value, time.monotonic_ns())
+            if outer is None:
+                generation.ended(returned.error)
 
         return body
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
-from otel_llm.engines._vllm_request import Request, Sample, current
+from otel_llm.engines._vllm_request import Request, Sample, current, refused
 from otel_llm.patching import Body, Call, Engine, Hook, Probe, Returned
 from otel_llm.streams import AsyncStream
 from otel_llm.timeline import nanoseconds
@@ -109,16 +109,16 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         def body(call: Call) -> Steps:
             outer = _batch.get()
             batch = outer or Batch(operation)
-            refused, token = Request(call, probe, operation), _batch.set(batch)
+            request, token = Request(call, probe, operation), _batch.set(batch)
             returned = yield
             _batch.reset(token)
             if returned.error is None or outer is not None:
                 return
             # A prompt can fail in rendering, before it is added to the engine.
-            if isinstance(returned.error, ValueError) and returned.error is not batch.reported:
-                refused.ended(returned.error)
-            for request in tuple(batch.requests):  # what the engine took down with it
+            if refused(returned.error) and returned.error is not batch.reported:
                 request.ended(returned.error)
+            for added in tuple(batch.requests):  # what the engine took down with it
+                added.ended(returned.error)
 
         return body
 

@@ -18,7 +18,7 @@ DATA = {"timeline", "client_timeline", "pairing", "conventions", "sanitize", "fa
 """Standard library and each other."""
 
 ARROWS = {
-    **{name: DATA for name in DATA},
+    **dict.fromkeys(DATA, DATA),
     "recording": {"timeline"},
     "streams": {"faults"},
     "edge": {"pairing", "timeline"},
