@@ -47,7 +47,9 @@ class ClientTimeline:
     first_token: int | None = None
     """The first event that bears a token is there."""
     backlog: int = 0
-    """Nanoseconds by which the caller, holding the stream, had fallen behind at its end."""
+    """Nanoseconds by which the caller, holding the stream, had fallen behind at its end, at most."""
+    first_backlog: int = 0
+    """The same at the first token."""
     server: ServerTiming | None = None
     """What the server said, if it says anything."""
     engine: ServerTiming | None = None
@@ -104,7 +106,7 @@ class ClientTimeline:
         away = self.ended - self.sent - server.total
         late = away
         if self.first_token is not None and server.first_sent is not None:
-            late = (self.ended - self.first_token) - (server.total - server.first_sent)
+            late = (self.ended - self.first_token) - (server.total - server.first_sent) + self.first_backlog
         consumer = min(max(late, 0), self.backlog)
         # What the server gives as network is the upload and, at the end, its wait
         # for the peer; if that is because the peer does not read, it is the consumer.

@@ -72,7 +72,7 @@ class Attempt:
         self._status: int | None = None
         self._first: int | None = None
         self._server: pairing.ServerTiming | None = None
-        self._got = self._backlog = 0
+        self._got = self._backlog = self._first_backlog = 0
         self._stream = False
         self._head = b""
         self._tail: deque[bytes] = deque(maxlen=_TAIL)
@@ -86,6 +86,11 @@ class Attempt:
     def leaves(self) -> None:
         """The connection stands, the first byte of the request is about to leave."""
         self.sent = time.monotonic_ns()
+
+    def asks(self, body: bytes) -> None:
+        """What is asked for, where that is told later than the attempt's beginning."""
+        if self._about["model"] is None:
+            self._about["model"] = _model(body)
 
     def answered(self, status: int, headers: Mapping[str, str], socket: Any) -> None:
         """The head of the answer is there."""
@@ -110,7 +115,7 @@ class Attempt:
         """Find the first token-bearing event among the whole events so far."""
         events, _, self._head = (self._head + data).replace(b"\r\n", b"\n").rpartition(b"\n\n")
         if sse.bears_token(events):
-            self._first, self._head = now, _OVER
+            self._first, self._first_backlog, self._head = now, self._backlog, _OVER
         elif len(self._head) > _HEAD:
             self._head = _OVER
 
@@ -135,6 +140,7 @@ class Attempt:
             first_token=self._first,
             ended=now,
             backlog=self._backlog,
+            first_backlog=self._first_backlog,
             server=self._server,
             engine=None if self._server is not None else _engine(tail),
             rtt=None if info is None else info.rtt_us * 1000,

@@ -75,7 +75,7 @@ def _answered(response: Any, attempt: _attempt.Attempt, stream: Any) -> None:
 
 
 def _sync(original: Callable[..., Any]) -> Callable[..., Any]:
-    library = sys.modules[original.__module__.partition(".")[0]]
+    library = sys.modules[original.__module__]  # the package itself may still be at its import
 
     class Body(library.SyncByteStream):  # type: ignore[misc, name-defined] # known at run time only
         def __init__(self, inner: Any, attempt: _attempt.Attempt) -> None:
@@ -104,7 +104,7 @@ def _sync(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _async(original: Callable[..., Any]) -> Callable[..., Any]:
-    library = sys.modules[original.__module__.partition(".")[0]]
+    library = sys.modules[original.__module__]  # the package itself may still be at its import
 
     class Body(library.AsyncByteStream):  # type: ignore[misc, name-defined] # known at run time only
         def __init__(self, inner: Any, attempt: _attempt.Attempt) -> None:

@@ -31,14 +31,14 @@ class ClientWriter:
         server = edge.current.get()
         if server is not None and not trace.get_current_span(context).get_span_context().is_valid:
             context = telemetry_context.extract(server.headers, context)
-        name = sanitize.text(operation if model is None else f"{operation} {model}")
-        span = self._tracer.start_span(name, context, SpanKind.CLIENT, start_time=start)
+        span = self._tracer.start_span(_name(operation, model), context, SpanKind.CLIENT, start_time=start)
         return ClientSpan(span, trace.set_span_in_context(span, context), self)
 
     def write(self, timeline: ClientTimeline, span: trace.Span, context: Context) -> None:
         """Fill and end the span, record the histograms."""
         phases = timeline.phases()
         if span.is_recording():
+            span.update_name(_name(timeline.operation, timeline.model))  # it may have become known later
             span.set_attributes(_attributes(timeline, phases))
             if timeline.outcome in ("error", "reject"):
                 span.set_status(Status(StatusCode.ERROR))
@@ -93,6 +93,10 @@ class _Metrics:
         if method is not None:
             how = {**labels, "otel_llm.network.method": method}
             self._network.record(max(phases["network"], 0) / 1e9, how, context)
+
+
+def _name(operation: str, model: str | None) -> str:
+    return sanitize.text(operation if model is None else f"{operation} {model}")
 
 
 def _labels(timeline: ClientTimeline) -> dict[str, str]:

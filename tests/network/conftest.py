@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 import otel_llm
+from otel_llm.clients import _attempt
+from otel_llm.report.receiver import Receiver
 
 
 @pytest.fixture
@@ -19,8 +23,35 @@ def recorded(no_hidden_error: object) -> Iterator[Recorded]:
     tracer_provider.add_span_processor(SimpleSpanProcessor(found.spans))
     otel_llm.instrument(tracer_provider=tracer_provider, meter_provider=MeterProvider([found.metrics]))
     remove = otel_llm.add_sink(found.timelines.append)
+    _attempt.sinks.append(found.attempts.append)
     try:
         yield found
     finally:
+        _attempt.sinks.remove(found.attempts.append)
         remove()
         otel_llm.uninstrument()
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Receiver]]:
+    """A real vLLM server that tells its times to clients that ask: its port, and what it exports."""
+    try:
+        import aiohttp  # noqa: F401 - the demo's server needs it
+        import vllm  # noqa: F401 - is it installed at all?
+    except ImportError as missing:
+        if os.environ.get("OTEL_LLM_REQUIRE_ENGINES") == "1":
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    from otel_llm.demo import tiny_model
+    from otel_llm.demo.server import Server
+
+    folder = tmp_path_factory.mktemp("vllm")
+    with Receiver() as receiver:
+        server = Server(tiny_model.build(folder / "model"), receiver.url, folder / "log")
+        server._environment |= {"OTEL_LLM_TIMING": "1"}
+        server.start()
+        try:
+            asyncio.run(server.ready())
+            yield int(server.url.rpartition(":")[2]), receiver
+        finally:
+            server.stop()

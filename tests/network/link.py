@@ -106,13 +106,18 @@ def release(direction: str, held: queue.SimpleQueue[tuple[int, int, bytes]], sin
         if not data:
             return
         with _print:
-            print(json.dumps((direction, entered, time.monotonic_ns(), len(data))), flush=True)
+            tell(json.dumps((direction, entered, time.monotonic_ns(), len(data))))
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
     target, up, down, up_rate, down_rate = (float(argument) for argument in sys.argv[1:])
     listener = socket.create_server(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
+    tell(str(listener.getsockname()[1]))
     while True:
         client, _ = listener.accept()
         server = socket.create_connection(("127.0.0.1", int(target)))

@@ -13,6 +13,7 @@ from typing import Any
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from otel_llm.client_timeline import ClientTimeline
 from otel_llm.testing import assert_adds_up
 from otel_llm.timeline import Timeline
 
@@ -22,6 +23,7 @@ class Recorded:
     """What left this process."""
 
     timelines: list[Timeline] = field(default_factory=list)
+    attempts: list[ClientTimeline] = field(default_factory=list)
     spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
     metrics: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
 

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
-import os
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from otel_llm.demo.server import MODEL, Server
+from otel_llm.demo.server import MODEL
 from otel_llm.report.receiver import Receiver
-
-
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Receiver]]:
-    """Port of the server, and what it exports."""
-    try:
-        import aiohttp  # noqa: F401 - the demo's server needs it
-        import vllm  # noqa: F401 - is it installed at all?
-    except ImportError as missing:
-        if os.environ.get("OTEL_LLM_REQUIRE_ENGINES") == "1":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-    from otel_llm.demo import tiny_model
-
-    folder = tmp_path_factory.mktemp("vllm")
-    with Receiver() as receiver:
-        server = Server(tiny_model.build(folder / "model"), receiver.url, folder / "log")
-        server.start()
-        try:
-            asyncio.run(server.ready())
-            yield int(server.url.rpartition(":")[2]), receiver
-        finally:
-            server.stop()
 
 
 class Spans:
