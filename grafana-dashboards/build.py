@@ -19,11 +19,12 @@ import caches  # noqa: E402
 import instances  # noqa: E402
 import latency_throughput  # noqa: E402
 import load_test  # noqa: E402
+import network  # noqa: E402
 import slo  # noqa: E402
 import yaml  # noqa: E402
 from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
 
-PAGES = (latency_throughput, slo, instances, load_test, caches)
+PAGES = (latency_throughput, slo, network, instances, load_test, caches)
 
 
 def rendered() -> dict[str, str]:
@@ -36,7 +37,8 @@ def rendered() -> dict[str, str]:
 def rules() -> str:
     """Text of the rules file."""
     head = "# Built by grafana-dashboards/build.py from otel_llm/conventions.py.\n"
-    return head + yaml.safe_dump(alerts.build(), sort_keys=False, width=10_000)
+    body: str = yaml.safe_dump(alerts.build(), sort_keys=False, width=10_000)
+    return head + body
 
 
 def main() -> None:

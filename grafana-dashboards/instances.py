@@ -44,7 +44,7 @@ def _balance() -> Section:
                 width=4,
             ),
             number(
-                "Imbalance of requests",
+                "Imbalance, requests",
                 Target(_imbalance(requests), "requests"),
                 unit="percentunit",
                 formula="standard deviation / mean of requests/s over instances.",
@@ -52,7 +52,7 @@ def _balance() -> Section:
                 width=4,
             ),
             number(
-                "Imbalance of requests in flight",
+                "Imbalance, in flight",
                 Target(_imbalance(in_flight), "in flight"),
                 unit="percentunit",
                 formula="standard deviation / mean of requests in flight over instances.",
@@ -63,7 +63,7 @@ def _balance() -> Section:
                 "How to read this page",
                 _HOW_TO_READ,
                 formula="imbalance = coefficient of variation over instances.",
-                height=4,
+                height=5,
                 width=12,
             ),
             time_series(
@@ -96,6 +96,7 @@ def _balance() -> Section:
                 unit="reqps",
                 formula="requests with an error type / s, per instance.",
                 reading="Empty while there are none.",
+                none_means="None",
             ),
         ],
     )

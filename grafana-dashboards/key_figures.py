@@ -56,14 +56,14 @@ def key_figures() -> Section:
         "Key figures",
         [
             number(
-                "Requests per second",
+                "Requests/s",
                 Target(DURATION.count_rate(), "requests/s"),
                 unit="reqps",
                 formula="finished requests / s, every outcome.",
                 reading="Throughput in requests.",
             ),
             number(
-                "Output tokens per second",
+                "Output tokens/s",
                 Target(OUTPUT_TOKENS.rate(), "output tokens/s"),
                 unit="short",
                 formula="output tokens of finished requests / s.",
@@ -99,14 +99,13 @@ def key_figures() -> Section:
                 colours={words: COLOURS[name] for name, words in _PLAIN_WORDS.items()},
                 formula="the phase with the largest share of the time of all requests.",
                 reading="The place to look first, with its share of request time.",
-                width=8,
+                width=7,
             ),
             notes(
                 "How to read this page",
                 _HOW_TO_READ,
                 formula="end to end = sum of phases; in flight = requests/s x end to end; tokens/s = in decode / TPOT.",
-                width=16,
-                height=4,
+                width=17,
             ),
         ],
     )

@@ -209,6 +209,7 @@ def _health() -> Section:
                 unit="short",
                 formula="swallowed errors per second, by place.",
                 reading="Empty while there are none. The service never sees them; the log says each kind once.",
+                none_means="None",
                 height=7,
             ),
         ],

@@ -10,7 +10,7 @@ from typing import Any, Final
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from panels import SOURCE, WIDTH, Built, Panel
-from signals import DURATION, label, prometheus_name
+from signals import DURATION, Metric, label, prometheus_name
 
 TAG: Final = "otel-llm"
 
@@ -24,9 +24,18 @@ class Section:
 
 
 def build_dashboard(
-    uid: str, title: str, description: str, sections: Sequence[Section], variables: Sequence[Any] = ()
+    uid: str,
+    title: str,
+    description: str,
+    sections: Sequence[Section],
+    variables: Sequence[Any] = (),
+    source: Metric = DURATION,
 ) -> dict[str, Any]:
-    """Return the classic JSON model, which Grafana imports and provisions."""
+    """
+    Return the classic JSON model, which Grafana imports and provisions.
+
+    ``source`` is the histogram whose series offer the jobs, instances, engines and models.
+    """
     with warnings.catch_warnings():
         # The SDK prefers its newer schema, which older Grafana cannot import.
         warnings.simplefilter("ignore")
@@ -35,7 +44,7 @@ def build_dashboard(
     builder.tooltip(models.DashboardCursorSync.CROSSHAIR).timezone("browser")
     links = dashboard.DashboardLink("otel-llm").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
     builder.link(links.as_dropdown(True).include_vars(True).keep_time(True))
-    for variable in (*_common_variables(), *variables):
+    for variable in (*_common_variables(source), *variables):
         builder.with_variable(variable)
     y, identity = 0, 1
     for section in sections:
@@ -65,8 +74,8 @@ def choice(name: str, title: str, values: Sequence[str], default: str, descripti
     return variable.options(options).current(models.VariableOption(text=default, value=default, selected=True))
 
 
-def _common_variables() -> list[Any]:
-    series = f"{prometheus_name(DURATION.instrument)}_count"
+def _common_variables(metric: Metric) -> list[Any]:
+    series = f"{prometheus_name(metric.instrument)}_count"
     chain = [("job", "job", "Job"), ("instance", "instance", "Instance")]
     chain += [("engine", label("gen_ai.provider.name"), "Engine"), ("model", label("gen_ai.request.model"), "Model")]
     source = dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")

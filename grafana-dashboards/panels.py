@@ -111,6 +111,7 @@ def time_series(
     stacked: str = "",
     colours: Mapping[str, str] | None = None,
     dashed: str = "",
+    none_means: str = "",
     width: int = 12,
     height: int = 9,
 ) -> Panel:
@@ -118,6 +119,8 @@ def time_series(
     builder = timeseries.Panel().unit(unit).min(0).line_width(1).show_points(kinds.VisibilityMode.NEVER)
     builder.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI).sort(kinds.SortOrder.NONE))
     builder.legend(_legend())
+    if none_means:
+        builder.no_value(none_means)
     if stacked:
         builder.fill_opacity(70).line_width(0)
         builder.stacking(common.StackingConfig().mode(kinds.StackingMode(stacked)).group("A"))
@@ -145,16 +148,13 @@ def number(
     formula: str,
     reading: str,
     decimals: int | None = None,
-    none_means: str = "",
     width: int = 3,
 ) -> Panel:
     """The newest value, large, above its history."""
     builder = _stat(unit).graph_mode(kinds.BigValueGraphMode.AREA).text_mode(kinds.BigValueTextMode.VALUE)
     if decimals is not None:
         builder.decimals(decimals)
-    if none_means:
-        builder.no_value(none_means)
-    return Panel(builder, width, 4, title, formula, reading, [target])
+    return Panel(builder, width, 5, title, formula, reading, [target])
 
 
 def word(
@@ -165,7 +165,7 @@ def word(
     builder.text_mode(kinds.BigValueTextMode.VALUE_AND_NAME)
     for name, colour in colours.items():
         builder.override_by_name(name, [_fixed(colour)])
-    return Panel(builder, width, 4, title, formula, reading, [target], instant=True)
+    return Panel(builder, width, 6, title, formula, reading, [target], instant=True)
 
 
 def plane(
@@ -210,7 +210,7 @@ def density(title: str, target: Target, *, unit: str, formula: str, reading: str
     return Panel(builder, width, 9, title, formula, reading, [target], exemplars=True)
 
 
-def notes(title: str, markdown: str, *, formula: str, height: int = 5, width: int = WIDTH) -> Panel:
+def notes(title: str, markdown: str, *, formula: str, height: int = 6, width: int = WIDTH) -> Panel:
     """Text for the reader."""
     builder = text.Panel().mode(text_models.TextMode.MARKDOWN).content(markdown)
     return Panel(builder, width, height, title, formula, "How to read this page.")
@@ -219,6 +219,8 @@ def notes(title: str, markdown: str, *, formula: str, height: int = 5, width: in
 def _stat(unit: str) -> Any:
     builder = stat.Panel().unit(unit).color_mode(kinds.BigValueColorMode.VALUE)
     builder.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    # One size for all, or the shortest number would be the largest.
+    builder.text(common.VizTextDisplayOptions().value_size(28).title_size(18))
     return builder.color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.FIXED).fixed_color("text"))
 
 

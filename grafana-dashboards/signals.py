@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from otel_llm.client_timeline import CLIENT_PHASES
 from otel_llm.conventions import ATTRIBUTES, INSTRUMENTS, Instrument
 from otel_llm.timeline import PHASES, UNSPLIT
 
@@ -143,6 +144,10 @@ DURATION: Final = _metric("gen_ai.server.request.duration")
 FIRST_TOKEN: Final = _metric("gen_ai.server.time_to_first_token")
 PER_OUTPUT_TOKEN: Final = _metric("gen_ai.server.time_per_output_token")
 PHASE: Final = _metric("otel_llm.request.phase.duration")
+CLIENT_DURATION: Final = _metric("gen_ai.client.operation.duration")
+FIRST_CHUNK: Final = _metric("gen_ai.client.operation.time_to_first_chunk")
+CLIENT_PHASE: Final = _metric("otel_llm.client.phase.duration")
+NETWORK: Final = _metric("otel_llm.network.duration")
 SLO: Final = _metric("otel_llm.request.slo")
 ERRORS: Final = _metric("otel_llm.telemetry.errors")
 EXPORTED: Final = _metric("otel_llm.telemetry.exported")
@@ -154,11 +159,14 @@ CACHED_TOKENS: Final = _TOKENS.where("gen_ai.token.type", "cached_input")
 OUTPUT_TOKENS: Final = _TOKENS.where("gen_ai.token.type", "output")
 
 FAILED: Final = DURATION.where("error.type", "", "!=")
+CLIENT_FAILED: Final = CLIENT_DURATION.where("error.type", "", "!=")
 GOOD: Final = SLO.where("otel_llm.slo.met", "true")
 BAD: Final = SLO.where("otel_llm.slo.met", "false")
 
 PHASE_ORDER: Final = (*PHASES, UNSPLIT)
+CLIENT_PHASE_ORDER: Final = CLIENT_PHASES
 PHASE_LABEL: Final = label("otel_llm.phase")
+METHOD_LABEL: Final = label("otel_llm.network.method")
 CAUSE_LABEL: Final = label("otel_llm.slo.cause")
 MODEL_LABEL: Final = label("gen_ai.request.model")
 
@@ -169,6 +177,11 @@ INSTANCE: Final = ("instance", "service_instance_id")
 def phase(name: str) -> Metric:
     """The time of requests in one phase."""
     return PHASE.where("otel_llm.phase", name)
+
+
+def client_phase(name: str) -> Metric:
+    """The time of clients' attempts in one part."""
+    return CLIENT_PHASE.where("otel_llm.phase", name)
 
 
 def share_by_phase() -> str:

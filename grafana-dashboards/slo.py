@@ -97,7 +97,7 @@ def _over_time() -> Section:
         "Over time",
         [
             time_series(
-                "Requests per second: good and bad",
+                "Requests/s: good and bad",
                 [Target(f"{GOOD.rate()} or vector(0)", "good"), Target(f"{BAD.rate()} or vector(0)", "bad")],
                 unit="reqps",
                 stacked="normal",

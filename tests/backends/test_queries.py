@@ -16,6 +16,7 @@ from programs import ROOT, Rotel, VictoriaMetrics
 from queries import QUERIES, Query, interpolate
 
 from otel_llm import conventions
+from otel_llm.client_timeline import CLIENT_PHASES
 from otel_llm.timeline import PHASES, UNSPLIT
 
 INSTANCES = 2
@@ -43,11 +44,16 @@ class Run(NamedTuple):
         return next(iter(values.values()))
 
 
-def front_page(panel: str, legend: str) -> str:
-    """The expression of one series of the front page."""
-    found = [q.expr for q in QUERIES if q[:3] == ("otel-llm-latency-throughput", panel, legend)]
+def expression(dashboard: str, panel: str, legend: str) -> str:
+    """The query of one series of a panel."""
+    found = [q.expr for q in QUERIES if q[:3] == (dashboard, panel, legend)]
     assert len(found) == 1, f"{len(found)} queries {legend!r} in {panel!r}"
     return found[0]
+
+
+def front_page(panel: str, legend: str) -> str:
+    """The query of one series of the front page."""
+    return expression("otel-llm-latency-throughput", panel, legend)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +97,19 @@ def test_stack_of_phases_is_the_mean_of_the_requests(run: Run) -> None:
         assert band == pytest.approx(TICKS * ticks / len(REST), rel=1e-9), phase
 
 
+def test_stack_of_client_parts_is_the_mean_of_the_attempts(run: Run) -> None:
+    mean = TICKS * sum(request.client_total for request in REST) / len(REST)
+    assert run.whole(expression("otel-llm-network", "Mean attempt by part", "measured by the client")) == pytest.approx(
+        mean, rel=1e-9
+    )
+    for name in CLIENT_PHASES:
+        ticks = sum(part.ticks for request in REST for part in request.client_parts() if part.phase == name)
+        band = run.whole(expression("otel-llm-network", "Mean attempt by part", name))
+        assert band == pytest.approx(TICKS * ticks / len(REST), rel=1e-9), name
+
+
 def test_requests_in_flight_are_rate_times_mean_time(run: Run) -> None:
-    rate = run.whole(front_page("Requests per second", "requests/s"))
+    rate = run.whole(front_page("Requests/s", "requests/s"))
     mean = TICKS * sum(request.total for request in REST) / len(REST)
     in_flight = run.whole(front_page("Requests in flight by phase", "all, from durations"))
     assert in_flight == pytest.approx(rate * mean, rel=1e-9)
@@ -125,8 +142,8 @@ def test_quantiles_are_in_the_bucket_of_the_true_ones(
 
 
 def test_goodput_is_exact(run: Run) -> None:
-    [expr] = [q.expr for q in QUERIES if q[:2] == ("otel-llm-slo", "Good requests")]
-    assert run.whole(expr) == pytest.approx(sum(request.good for request in REST) / len(REST), rel=1e-9)
+    share = run.whole(expression("otel-llm-slo", "Good requests", "good"))
+    assert share == pytest.approx(sum(request.good for request in REST) / len(REST), rel=1e-9)
 
 
 def test_failures_and_targets_are_exact(run: Run) -> None:
@@ -159,7 +176,7 @@ def test_an_expression_without_data_would_be_noticed(run: Run) -> None:
 
 def test_queries_hold_the_variables_they_should(run: Run) -> None:
     """A matcher that excludes the run leaves nothing, so the others did select it."""
-    expr = front_page("Requests per second", "requests/s").replace("$model", "another")
+    expr = front_page("Requests/s", "requests/s").replace("$model", "another")
     assert not run.backend.select(interpolate(expr, "60s"), at=run.end)
 
 

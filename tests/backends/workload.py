@@ -4,18 +4,21 @@ Requests with known times, sent through otel-llm's own pipeline.
 Run as a program it is a service that handles them and leaves: the pipeline is
 built from the ``OTEL_*`` variables, and what is queued is sent at exit. With a
 number of seconds as argument it handles ``FIRST`` at once and the others over
-that time, faster and faster.
+that time, faster and faster, and is its own client too.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import otel_llm
-from otel_llm.instrumentation import emit
+from otel_llm.client_timeline import ClientTimeline
+from otel_llm.instrumentation import begin_client, emit
+from otel_llm.pairing import ServerTiming
 from otel_llm.timeline import Timeline, wall_offset
 
 TICK = 15_625_000
@@ -50,6 +53,10 @@ class Request:
     output_tokens: int
     scheduled_known: bool = True
     failed: bool = False
+    connect: int = 1
+    way_there: int = 1
+    way_back: int = 1
+    consumer: int = 2
 
     def parts(self) -> list[Part]:
         """All phases in order, none empty."""
@@ -115,6 +122,52 @@ class Request:
             finish_reasons=() if self.failed else ("stop",),
         )
 
+    def client_parts(self) -> list[Part]:
+        """The parts of the client's time, if its attempt did not fail; in no order."""
+        if self.failed:
+            rest = self.way_there + self.total + self.way_back + self.consumer
+            return [Part("connect", self.connect), Part("unsplit", rest)]
+        server = [part for part in self.parts() if part.phase != "network"]
+        network = self.way_there + self.upload + self.stall + self.way_back
+        own = [Part("connect", self.connect), Part("network", network), Part("consumer", self.consumer)]
+        return own + server
+
+    @property
+    def client_total(self) -> int:
+        return sum(part.ticks for part in self.client_parts())
+
+    def client_timeline(self, ended: int) -> ClientTimeline:
+        started = ended - self.client_total * TICK
+        sent = started + self.connect * TICK
+        phases: dict[str, int] = {}
+        for part in self.parts():
+            phases[part.phase] = phases.get(part.phase, 0) + part.ticks * TICK
+        return ClientTimeline(
+            operation="chat",
+            provider="vllm",
+            model=MODEL,
+            started=started,
+            sent=sent,
+            first_token=sent + (self.way_there + self.first_token) * TICK,
+            ended=ended,
+            wall_offset=wall_offset(),
+            backlog=self.consumer * TICK,
+            server=ServerTiming(phases, "vllm", first_sent=self.first_token * TICK),
+            outcome="error" if self.failed else "ok",
+            error_type="RemoteProtocolError" if self.failed else None,
+            status=200,
+        )
+
+
+def call(request: Request) -> None:
+    """A client's attempt that leads to the request."""
+    ended = time.monotonic_ns()
+    timeline = request.client_timeline(ended)
+    span = begin_client("chat", MODEL, timeline.started + timeline.wall_offset)
+    assert span is not None
+    emit(request.timeline(ended))
+    span.finish(timeline)
+
 
 def _request(number: int) -> Request:
     return Request(
@@ -139,19 +192,29 @@ FIRST = 40
 """The first so many hold every phase, outcome and verdict that occurs."""
 
 
-def main(seconds: float) -> None:
-    otel_llm.instrument(slo={"ttft": TTFT_TARGET, "tpot": TPOT_TARGET})
-    for request in REQUESTS[:FIRST]:
+def serve(requests: Iterable[Request]) -> None:
+    """Handle them at once, without a client."""
+    for request in requests:
         emit(request.timeline(time.monotonic_ns()))
+
+
+def pace(seconds: float) -> None:
+    """Handle them over a time, as their own client."""
+    for request in REQUESTS[:FIRST]:
+        call(request)
     # Later increases are counted from the first export, which sets all series up.
-    time.sleep(FIRST_EXPORT_SECONDS if seconds else 0)
+    time.sleep(FIRST_EXPORT_SECONDS)
     rest = REQUESTS[FIRST:]
     # The pauses shrink linearly to nothing and take the given time in total.
     longest = 2 * seconds / (len(rest) - 1)
     for index, request in enumerate(rest):
-        emit(request.timeline(time.monotonic_ns()))
+        call(request)
         time.sleep(longest * (1 - index / (len(rest) - 1)))
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0)
+    otel_llm.instrument(slo={"ttft": TTFT_TARGET, "tpot": TPOT_TARGET})
+    if len(sys.argv) > 1:
+        pace(float(sys.argv[1]))
+    else:
+        serve(REQUESTS)
