@@ -152,7 +152,7 @@ def measured(
 
         @functools.wraps(function)
         def stream(*args: P.args, **kwargs: P.kwargs) -> Any:
-            inner = function(*args, **kwargs)
+            inner: Any = function(*args, **kwargs)
             kind = AsyncStream if inspect.isasyncgenfunction(function) else SyncStream
             return inner if outlet.active is None else kind(inner, _Items(begin(), count))
 

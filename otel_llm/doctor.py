@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from otel_llm import config, engines, sanitize
+from otel_llm.patching import Engine
 
 _CONNECT_SECONDS = 2.0
 
@@ -40,7 +41,7 @@ def _engines(*, load: bool) -> list[Finding]:
     return found
 
 
-def _resolved(name: str, engine: engines.Engine) -> Finding:
+def _resolved(name: str, engine: Engine) -> Finding:
     from otel_llm.testing import missing_targets
 
     version = sanitize.text(getattr(__import__(engine.package), "__version__", "of unknown version"))
