@@ -1,5 +1,5 @@
 """
-Writes the dashboards' JSON files next to this program, and the rules for Prometheus.
+Writes the dashboards as JSON, and the rules for Prometheus.
 
     python grafana-dashboards/build.py
 """
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+JSON = FOLDER / "json"
 RULES = FOLDER.parent / "integrations" / "prometheus" / "otel-llm.rules.yml"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
@@ -44,10 +45,10 @@ def rules() -> str:
 def main() -> None:
     """Write what has changed, remove what is no longer built."""
     files = rendered()
-    for stale in {path.name for path in FOLDER.glob("*.json")} - files.keys():
-        (FOLDER / stale).unlink()
+    for stale in {path.name for path in JSON.glob("*.json")} - files.keys():
+        (JSON / stale).unlink()
     for name, content in files.items():
-        (FOLDER / name).write_text(content, encoding="utf-8")
+        (JSON / name).write_text(content, encoding="utf-8")
     RULES.write_text(rules(), encoding="utf-8")
 
 

@@ -30,6 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.add_argument("--import", dest="load", action="store_true", help="import the engines and resolve every hook")
     doctor.set_defaults(call=lambda options: _doctor(load=options.load))
 
+    boards = commands.add_parser("dashboards", help="Grafana dashboards for what otel-llm measures")
+    actions = boards.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="write them as JSON files, to import or to provision")
+    export.add_argument("folder", type=Path)
+    export.set_defaults(call=lambda options: _export(options.folder))
+    push = actions.add_parser(
+        "push", help="create or update them in a Grafana", epilog="The variable GRAFANA_TOKEN holds the access token."
+    )
+    push.add_argument("url", help="for example http://localhost:3000")
+    push.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    push.set_defaults(call=lambda options: _push(options.url, dry_run=options.dry_run))
+
     show = commands.add_parser("demo", help="serve a tiny model with vLLM and show where each request's time goes")
     demo.add_arguments(show)
     show.set_defaults(call=demo.execute)
@@ -53,6 +65,30 @@ def _run(words: list[str]) -> int:
     except OSError as error:
         print(f"otel-llm run: {command[0]}: {error.strerror}", file=sys.stderr)
         return 127
+
+
+def _export(folder: Path) -> int:
+    from otel_llm import dashboards
+
+    for path in dashboards.export(folder):
+        print(path)
+    return 0
+
+
+def _push(url: str, *, dry_run: bool) -> int:
+    from otel_llm import dashboards
+
+    token = os.environ.get(dashboards.TOKEN, "")
+    if not token:
+        print(f"otel-llm dashboards push: {dashboards.TOKEN} is not set", file=sys.stderr)
+        return 2
+    try:
+        for pushed in dashboards.push(url, token, dry_run=dry_run):
+            print(f"{pushed.state:9}  {pushed.title}")
+    except dashboards.GrafanaError as error:
+        print(f"otel-llm dashboards push: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _doctor(*, load: bool) -> int:

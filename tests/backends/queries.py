@@ -20,7 +20,7 @@ class Query(NamedTuple):
 
 
 def queries() -> Iterator[Query]:
-    for path in sorted((ROOT / "grafana-dashboards").glob("*.json")):
+    for path in sorted((ROOT / "grafana-dashboards" / "json").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", ()):
                 yield Query(path.stem, panel["title"], target["legendFormat"], target["expr"])

@@ -17,7 +17,7 @@ from otel_llm.conventions import INSTRUMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "grafana-dashboards"
-FILES = sorted(FOLDER.glob("*.json"))
+FILES = sorted((FOLDER / "json").glob("*.json"))
 DASHBOARDS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 FRONT_PAGE = "otel-llm-latency-throughput"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "backends")]
 import preview  # noqa: E402 - the path is set above
 import programs  # noqa: E402
 
+import otel_llm  # noqa: E402
 from otel_llm.demo import server as demo_server  # noqa: E402
 from otel_llm.demo import tiny_model  # noqa: E402
 from otel_llm.demo.load import Load  # noqa: E402
@@ -32,15 +34,16 @@ from otel_llm.report.receiver import Receiver  # noqa: E402
 
 SEQUENCES = (4, 16)
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
-TARGETS = {"OTEL_LLM_SLO_TTFT": "0.5", "OTEL_LLM_SLO_TPOT": "0.05"}
+SERVER = {"OTEL_LLM_SLO_TTFT": "0.5", "OTEL_LLM_SLO_TPOT": "0.05", "OTEL_LLM_TIMING": "1"}
+EXPORT_SECONDS = 2
 
 
 class Server(demo_server.Server):
-    """The demo's server with targets, and room for so many sequences in a batch."""
+    """The demo's server, with targets, telling its times, and room for so many sequences in a batch."""
 
     def __init__(self, model: Path, collector: str, log: Path, sequences: int) -> None:
         super().__init__(model, collector, log)
-        self._environment |= TARGETS
+        self._environment |= SERVER
         self._command += ["--max-num-seqs", str(sequences)]
 
 
@@ -83,12 +86,20 @@ def main() -> None:
                 traces_to=f"{traces.url}/v1/traces",
             )
         )
+        # The load generator is an instrumented client.
+        os.environ.update(
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.http,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+            OTEL_METRIC_EXPORT_INTERVAL=str(EXPORT_SECONDS * 1000),
+        )
+        otel_llm.instrument(service_name="load-generator")
         began = [
             run(Server(model, collector.http, folder / f"vllm-{sequences}.log", sequences), options.seconds)
             for sequences in SEQUENCES
         ]
+        otel_llm.uninstrument()
         end = time.time()
-        for dashboard in sorted((ROOT / "grafana-dashboards").glob("*.json")):
+        for dashboard in sorted((ROOT / "grafana-dashboards" / "json").glob("*.json")):
             # The load test compares the runs, the others show the second one.
             preview.draw(
                 dashboard,
@@ -97,7 +108,7 @@ def main() -> None:
                     "api": database.url,
                     "start": str(int(began[-1])),
                     "end": str(int(end)),
-                    "export-interval": "2",
+                    "export-interval": str(EXPORT_SECONDS),
                     "var-baseline": f"{round(began[1] - began[0])}s",
                 },
                 width=1400,

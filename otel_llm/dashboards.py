@@ -1,0 +1,102 @@
+"""
+The Grafana dashboards: written into a folder, or put into a Grafana.
+
+https://grafana.com/docs/grafana/latest/developers/http_api/dashboard/
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+Model = dict[str, Any]
+State = Literal["created", "updated", "unchanged"]
+
+TOKEN: Final = "GRAFANA_TOKEN"
+"""Variable that holds the token of a service account with the role Editor."""
+
+_TIMEOUT_SECONDS: Final = 30.0
+# In the installed package; in a checkout the files are still where they are built.
+_PLACES: Final = (
+    Path(__file__).with_name("grafana_dashboards"),
+    Path(__file__).parents[1] / "grafana-dashboards" / "json",
+)
+# Grafana gives these on its own.
+_OF_GRAFANA: Final = ("id", "version")
+
+
+class GrafanaError(Exception):
+    """Grafana did not do as it was asked; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What became of one dashboard."""
+
+    title: str
+    state: State
+
+
+def files() -> list[Path]:
+    """The dashboards' JSON files, by name."""
+    return sorted(path for place in _PLACES for path in place.glob("*.json"))
+
+
+def export(folder: Path) -> list[Path]:
+    """Write the dashboards into a folder, which is made if need be, and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in files():
+        target = folder / path.name
+        target.write_bytes(path.read_bytes())
+        written.append(target)
+    return written
+
+
+def push(url: str, token: str, *, dry_run: bool = False) -> list[Pushed]:
+    """
+    Create or update the dashboards in a Grafana; those that are as they should be are left alone.
+
+    With ``dry_run`` nothing is written. Raises GrafanaError.
+    """
+    done = []
+    for path in files():
+        model: Model = json.loads(path.read_text(encoding="utf-8"))
+        found = _ask(url, f"/api/dashboards/uid/{model['uid']}", token)
+        state: State = "created" if found is None else "updated"
+        if found is not None and _own(found["dashboard"]) == _own(model):
+            state = "unchanged"
+        elif not dry_run:
+            # Whoever changed it in Grafana changed a copy: these files are the source.
+            _ask(url, "/api/dashboards/db", token, {"dashboard": model, "overwrite": True})
+        done.append(Pushed(model["title"], state))
+    return done
+
+
+def _own(model: Model) -> Model:
+    return {key: value for key, value in model.items() if key not in _OF_GRAFANA}
+
+
+def _ask(url: str, path: str, token: str, body: Model | None = None) -> Model | None:
+    """Return the answer, None if there is no such dashboard."""
+    request = urllib.request.Request(
+        url.rstrip("/") + path,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    if request.type not in ("http", "https"):
+        raise GrafanaError(f"{url} is no http address")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
+            content: Model = json.load(answer)
+            return content
+    except urllib.error.HTTPError as error:
+        if error.code == 404 and body is None:
+            return None
+        raise GrafanaError(f"{url} answered {error.code} {error.reason} for {path}") from None
+    except (OSError, ValueError) as error:
+        raise GrafanaError(f"{url} did not answer as a Grafana does ({error})") from None
