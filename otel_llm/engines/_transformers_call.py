@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 from otel_llm.engines._transformers_loop import Counts, Kind, Loop
+from otel_llm.engines._transformers_model import model_name, operation, writes_text
+from otel_llm.engines._transformers_pipeline import scope
 from otel_llm.engines._transformers_threads import carried, errand
 from otel_llm.patching import Call, Probe
 from otel_llm.recording import Recording
@@ -14,8 +17,6 @@ from otel_llm.timeline import Timeline, ending
 
 current: Final[ContextVar[Generation | None]] = ContextVar("otel_llm_transformers_generation", default=None)
 """The call of ``generate`` that runs in this thread."""
-
-_MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "audio", "video")
 
 
 class Generation(Recording):
@@ -33,8 +34,7 @@ class Generation(Recording):
         """Nanoseconds in the ``generate`` of assistants."""
         given = call.get("input_ids") if call.get("inputs") is None else call.get("inputs")
         self._given = given.shape[1] if getattr(given, "ndim", 0) == 2 else None
-        text = getattr(call.instance, "output_modalities", ("text",)) == ("text",)
-        self._counted = text and not direct
+        self._counted = writes_text(call.instance) and not direct
         """Whether a row of ids is a text: codes of sound have rows and lengths of other meaning."""
         self._custom = call.get("custom_generate") is not None
         self._loops: list[Loop] = []
@@ -42,15 +42,18 @@ class Generation(Recording):
         super().__init__(
             probe.emit,
             engine="transformers",
-            operation=_operation(call, text),
+            operation=operation(call),
             model=model_name(call.instance),
             request_id=None,
             context=probe.capture(carried=carried(call.get("streamer"))),
         )
-        here = errand.get()
+        here, pipeline = errand.get(), scope.get()
         waited = None if here is None else here.waited()
         wait: tuple[int | None, int] = waited or (None, self.received)
         self._submitted, self._scheduled = wait
+        self._asked = None if pipeline is None else pipeline.take()
+        if self._asked is not None and self._submitted is None:
+            self._submitted = self._scheduled  # what came before was the pipeline's own work
 
     def enter(self, call: Call, kind: Kind) -> Loop:
         """A decoding method begins."""
@@ -73,8 +76,12 @@ class Generation(Recording):
                 "cut_known": bool(self._loops) or not self._custom,
             }
         samples = marks.pop("samples", ())
-        begun = {"received": None, "submitted": self._submitted, "scheduled": self._scheduled}
-        self.close(outcome, reason, samples, ended=now, **begun, **marks)
+        marks |= {"received": self._asked, "submitted": self._submitted, "scheduled": self._scheduled, "ended": now}
+        pipeline = scope.get()
+        if error is None and pipeline is not None:
+            pipeline.hold(partial(self.close, samples=samples), marks)
+        else:
+            self.close(outcome, reason, samples, **marks)
 
     def _finished(self) -> dict[str, Any]:
         loops, counts = self._loops, [self._counts(loop) for loop in self._loops]
@@ -128,21 +135,3 @@ class Generation(Recording):
             )
             for index, length in enumerate(rows)
         ]
-
-
-def _operation(call: Call, text_out: bool) -> str:
-    media = any(name.startswith(_MEDIA) and value is not None for name, value in call.kwargs.items())
-    text_in = call.instance.main_input_name == "input_ids" and not media
-    return "text_completion" if text_in and text_out else "generate_content"
-
-
-def model_name(model: Any) -> str:
-    """
-    The last part of where the model came from, else its class: a folder's path stays private.
-
-    In the hub's cache the last part is a commit; the name is further up.
-    """
-    parts = str(getattr(model.config, "_name_or_path", "") or "").replace("\\", "/").rstrip("/").split("/")
-    if len(parts) > 2 and parts[-2] == "snapshots":
-        return parts[-3].rpartition("--")[2]
-    return parts[-1] or type(model).__name__

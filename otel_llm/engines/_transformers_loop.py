@@ -41,9 +41,9 @@ class Loop:
         self.returned = 0
         self.sequences: Any = None
         self.criteria = call.get("stopping_criteria")
-        self.limit: int = config.max_length
+        self.limit: int | None = config.max_length
         self._rows, self._start = call.get("input_ids").shape
-        self._prompts = self._rows // max(config.num_beams, config.num_return_sequences)
+        self._prompts = self._rows // max(config.num_beams or 1, config.num_return_sequences or 1)
         if call.instance.config.is_encoder_decoder:
             # Only a text encoder's input is counted in tokens.
             text = call.instance.main_input_name == "input_ids"
@@ -87,6 +87,8 @@ class Loop:
 
     def finish_reasons(self, lengths: list[int]) -> tuple[str, ...]:
         """For each row: did it reach the limit, or an end? Unknown if the clock may have ended it."""
+        if self.limit is None:
+            return ()
         ends = [self._start + length >= self.limit for length in lengths]
         return () if self._timed and not all(ends) else tuple("length" if end else "stop" for end in ends)
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
+from otel_llm.engines import _transformers_pipeline, _transformers_threads
 from otel_llm.engines._transformers_call import Generation, current
 from otel_llm.engines._transformers_loop import Kind
-from otel_llm.engines._transformers_threads import HOOKS
 from otel_llm.patching import Body, Call, Engine, Hook, Probe, Returned
 
 Steps = Generator[None, Returned, Any]
@@ -121,7 +121,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((mixin + "_dola_decoding",), decode("sample"), required=False),
         Hook((mixin + "_group_beam_search",), decode("beam"), required=False),
         Hook((mixin + "_constrained_beam_search",), decode("beam"), required=False),
-        *HOOKS,
+        *_transformers_threads.HOOKS,
+        *_transformers_pipeline.HOOKS,
     )
 
 

@@ -1,0 +1,33 @@
+"""What a model is called and what it is asked for. Not an engine: files that start with ``_`` are none."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from otel_llm.patching import Call
+
+_MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "audio", "video")
+
+
+def operation(call: Call) -> str:
+    """``gen_ai.operation.name`` of a call of ``generate``."""
+    media = any(name.startswith(_MEDIA) and value is not None for name, value in call.kwargs.items())
+    reads_text = call.instance.main_input_name == "input_ids" and not media
+    return "text_completion" if reads_text and writes_text(call.instance) else "generate_content"
+
+
+def writes_text(model: Any) -> bool:
+    """Whether its output is text alone; old versions do not say and are taken to write text."""
+    return getattr(model, "output_modalities", ("text",)) == ("text",)
+
+
+def model_name(model: Any) -> str:
+    """
+    The last part of where the model came from, else its class: a folder's path stays private.
+
+    In the hub's cache the last part is a commit; the name is further up.
+    """
+    parts = str(getattr(model.config, "_name_or_path", "") or "").replace("\\", "/").rstrip("/").split("/")
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        return parts[-3].rpartition("--")[2]
+    return parts[-1] or type(model).__name__

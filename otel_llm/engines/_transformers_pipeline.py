@@ -1,0 +1,80 @@
+"""
+Pipelines around ``generate``. Not an engine: files that start with ``_`` are none.
+
+A pipeline tokenises before ``generate`` and detokenises after it, all inside
+one call: of ``run_single``, or of ``next()`` on the iterator that lists,
+generators and batches go through. That call is the request; what is lazy stays
+lazy. Of a batch it delivers the first result, the others come in calls of
+their own that generate nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
+from typing import Any, Final
+
+from otel_llm.patching import Call, Hook, Returned
+from otel_llm.timeline import ending
+
+Steps = Generator[None, Returned, Any]
+Close = Callable[..., None]
+
+scope: Final[ContextVar[Scope | None]] = ContextVar("otel_llm_transformers_pipeline", default=None)
+"""The pipeline call that runs in this thread."""
+
+
+class Scope:
+    """One pipeline call: when its preparation began, and the request that waits for its end."""
+
+    def __init__(self) -> None:
+        self.began: int | None = None
+        """Monotonic nanoseconds, when the first input was taken up."""
+        self._held: tuple[Close, dict[str, Any]] | None = None
+
+    def take(self) -> int | None:
+        """When the preparation of the request that now begins had begun, if it was seen."""
+        self.end(None)  # a pipeline that generates again: what it held was over
+        began, self.began = self.began, None
+        return began
+
+    def hold(self, close: Close, marks: dict[str, Any]) -> None:
+        """Keep a request whose tokens are there until its result is."""
+        self._held = close, marks
+
+    def end(self, error: BaseException | None, now: int | None = None) -> None:
+        """Close the request that is held, at ``now`` or where its ``generate`` ended."""
+        if self._held is not None:
+            (close, marks), self._held = self._held, None
+            outcome, reason = ending(error, accepted=True)
+            close(outcome, reason, **{**marks, "ended": now or marks["ended"]})
+
+
+def _call(_call: Call) -> Steps:
+    if scope.get() is not None:
+        yield  # iterators are nested: the outermost counts
+        return
+    here = Scope()
+    token = scope.set(here)
+    returned = yield
+    scope.reset(token)
+    here.end(returned.error, time.monotonic_ns())
+
+
+def _preprocess(_call: Call) -> Steps:
+    here = scope.get()
+    if here is not None and here.began is None:
+        here.began = time.monotonic_ns()
+    yield
+
+
+_FOLDER: Final = "transformers.pipelines."
+HOOKS: Final = (
+    Hook((_FOLDER + "base:Pipeline.run_single",), _call, required=False),
+    Hook((_FOLDER + "pt_utils:PipelineIterator.__next__",), _call, required=False),
+    Hook((_FOLDER + "text_generation:TextGenerationPipeline.preprocess",), _preprocess, required=False),
+    Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), _preprocess, required=False),
+    # Before version 5.
+    Hook((_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), _preprocess, required=False),
+)
