@@ -57,7 +57,7 @@ async def run(options: Options, screen: Screen) -> list[str]:
     Raises ServerError if vLLM does not come up. Whatever happens, no process
     and no temporary file is left behind.
     """
-    folder = Path(tempfile.mkdtemp(prefix="otel-llm-demo-"))
+    folder = _scratch()
     try:
         outcome, receiver = await _measure(options, screen, folder)
     finally:
@@ -72,17 +72,21 @@ async def run(options: Options, screen: Screen) -> list[str]:
     return findings.faults(summaries)
 
 
+def _scratch() -> Path:
+    """A folder for the model, the log and vLLM's sockets, whose paths have room for 107 characters."""
+    roomy = len(tempfile.gettempdir()) <= 50
+    return Path(tempfile.mkdtemp(prefix="otel-llm-", dir=None if roomy else "/tmp"))
+
+
 async def _measure(options: Options, screen: Screen, folder: Path) -> tuple[Outcome, Receiver]:
     outcome = Outcome()
-    with screen.step("Building a tiny random Qwen2 model, about 5 MB, nothing is downloaded"):
+    with screen.step("Building a tiny random Qwen2 model with its tokenizer, 5 MB; nothing is downloaded"):
         model = await _build_model(folder / "model")
     with Receiver() as receiver:
         server = Server(model, receiver.url, folder / "vllm.log")
         try:
-            with screen.step(
-                f"Starting a real vLLM server on {server.url}, instrumented by OTEL_LLM_ENABLED=1 alone, "
-                f"with its OTLP going to {receiver.url}"
-            ):
+            screen.say(f"OTLP goes to {receiver.url}, a receiver inside this program.")
+            with screen.step(f"Starting a real vLLM server on {server.url}, instrumented by OTEL_LLM_ENABLED=1 alone"):
                 server.start()
                 await server.ready()
                 outcome.setting = await _setting(server)
@@ -144,7 +148,7 @@ async def _hold(
 async def _build_model(folder: Path) -> Path:
     """In a process of its own, so that torch does not stay in memory."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "otel_llm.demo.tiny_model", str(folder),
+        sys.executable, "-m", "otel_llm.demo.tiny_model", str(folder), env=os.environ | {"TMPDIR": str(folder.parent)},
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:

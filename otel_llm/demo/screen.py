@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from otel_llm.report import tables
 from otel_llm.report.levels import Summary
@@ -34,7 +35,9 @@ class Screen:
         number = f"[bold cyan]{self._step}/{self._steps}[/]"
         begun = time.monotonic()
         if self._console.is_terminal:
-            with self._console.status(f"{number} {escape(doing)}"):
+            columns = (SpinnerColumn(), TextColumn(f"{number} {escape(doing)}"), TimeElapsedColumn())
+            with Progress(*columns, console=self._console, transient=True) as progress:
+                progress.add_task("")
                 yield
             self._console.print(f"{number} {escape(doing)} [dim]{time.monotonic() - begun:.1f} s[/]")
         else:

@@ -21,7 +21,7 @@ MODEL: Final = "tiny-qwen2"
 MAX_SEQUENCES: Final = 16
 """Sequences in one batch: more requests than this have to queue."""
 START_SECONDS: Final = 300.0
-_REAP_SECONDS: Final = 5.0
+_REAP_SECONDS: Final = 30.0
 _FOREIGN: Final = ("OTEL_", "VLLM_", "TRACEPARENT")
 """Variables of the user's own set-up that must not redirect the demo."""
 
@@ -31,11 +31,15 @@ class ServerError(Exception):
 
 
 class Server:
-    """Starts with ``start``, is ready after ``ready``, and is gone after ``stop``."""
+    """
+    Starts with ``start``, is ready after ``ready``, and is gone after ``stop``.
+
+    What it writes is in the folder of its log, which is the caller's to remove.
+    """
 
     def __init__(self, model: Path, collector: str, log: Path) -> None:
         self._command = _command(model, port := _free_port())
-        self._environment = _environment(os.environ, collector)
+        self._environment = _environment(os.environ, collector, log.parent)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{port}"
@@ -108,7 +112,7 @@ def _command(model: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, "--enforce-eager"]
 
 
-def _environment(base: Mapping[str, str], collector: str) -> dict[str, str]:
+def _environment(base: Mapping[str, str], collector: str, scratch: Path) -> dict[str, str]:
     kept = {name: value for name, value in base.items() if not name.startswith(_FOREIGN)}
     return kept | {
         "OTEL_LLM_ENABLED": "1",
@@ -117,6 +121,7 @@ def _environment(base: Mapping[str, str], collector: str) -> dict[str, str]:
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
         "OTEL_METRIC_EXPORT_INTERVAL": "2000",
+        "TMPDIR": str(scratch),  # vLLM leaves its sockets behind when it is stopped
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -133,8 +138,11 @@ def _free_port() -> int:
 
 
 def _group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+    """Whether any process of a group still runs or is being taken down; one that only waits to be reaped does not."""
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name before the last parenthesis may hold anything; state, parent and group follow it.
+            state, _, member = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(member) == group and state not in "ZX":
+                return True
+    return False

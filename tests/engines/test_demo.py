@@ -7,9 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 COMMAND = (sys.executable, "-m", "otel_llm.demo", "--levels", "1,3", "--seconds", "2")
 
@@ -39,9 +43,15 @@ def served_from(scratch: Path) -> list[str]:
     return found
 
 
-def test_the_demo_accounts_for_every_request_and_leaves_nothing(tmp_path: Path) -> None:
-    scratch, html = tmp_path / "scratch", tmp_path / "page.html"
-    scratch.mkdir()
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a short name: vLLM puts sockets there."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_the_demo_accounts_for_every_request_and_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
+    html = tmp_path / "page.html"
     with started(scratch, html) as demo:
         output, _ = demo.communicate(timeout=400)
     assert demo.returncode == 0, output
@@ -62,9 +72,8 @@ def test_the_demo_accounts_for_every_request_and_leaves_nothing(tmp_path: Path) 
     assert page.count("Plotly.newPlot(") == 3
 
 
-def test_ctrl_c_ends_the_server_and_all_that_it_started(tmp_path: Path) -> None:
-    scratch, html = tmp_path / "scratch", tmp_path / "page.html"
-    scratch.mkdir()
+def test_ctrl_c_ends_the_server_and_all_that_it_started(tmp_path: Path, scratch: Path) -> None:
+    html = tmp_path / "page.html"
     with started(scratch, html) as demo:
         deadline = time.monotonic() + 300
         # The engine core is a grandchild of the demo: the hardest to be rid of.
