@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "otel_llm"
+import otel_llm
+
+PACKAGE = Path(otel_llm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 DATA = {"timeline", "client_timeline", "pairing", "conventions", "sanitize", "faults", "config"}
@@ -47,7 +48,7 @@ ARROWS = {
 OUTSIDE = {"wrapt": {"patching"}, "opentelemetry.sdk": {"pipeline"}, "opentelemetry": {"telemetry", "pipeline"}}
 """Package -> the rooms that may import it at all."""
 
-TOOLS = {"demo", "report", "testing"}
+TOOLS = {"demo", "doctor", "report", "testing"}
 """Programs around the library: never imported by it."""
 
 

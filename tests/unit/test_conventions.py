@@ -36,7 +36,7 @@ ATTEMPTS = (
         server=ServerTiming(
             dict.fromkeys(("accept", "network", "preprocess", "queue", "prefill", "decode", "postprocess"), 1_000_000),
             "vllm",
-            first_sent=6_000_000,
+            first_body=6_000_000,
             peer_stall=500_000,
         ),
     ),
