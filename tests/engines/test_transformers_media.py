@@ -76,37 +76,39 @@ def test_image_and_text_to_text(seen: list[Timeline]) -> None:
     assert_adds_up(timeline)
 
 
-def test_a_generate_that_goes_straight_to_the_loop(seen: list[Timeline]) -> None:
-    from transformers import MusicgenForCausalLM
-    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+class Straight(tiny.SlowQwen2):
+    """As in musicgen: a ``generate`` of its own that calls the decoding method."""
 
-    config = MusicgenDecoderConfig(
-        vocab_size=64,
-        max_position_embeddings=64,
-        num_hidden_layers=1,
-        ffn_dim=32,
-        num_attention_heads=2,
-        hidden_size=16,
-        num_codebooks=4,
-        pad_token_id=63,
-        bos_token_id=63,
-    )
-    model = MusicgenForCausalLM(config).eval()
-    arguments = {
-        "inputs": torch.full((4, 1), 63),
-        "attention_mask": torch.ones(1, 1, dtype=torch.long),
-        "max_new_tokens": 8,
-        "decoder_start_token_id": 63,
-        "num_return_sequences": 1,
-    }
-    model.generate(**arguments)
+    output_modalities = ("audio",)
+
+    def generate(self, inputs: torch.Tensor, streamer: Any = None) -> torch.Tensor:
+        from transformers import LogitsProcessorList, StoppingCriteriaList
+        from transformers.generation.stopping_criteria import MaxLengthCriteria
+
+        config, _ = self._prepare_generation_config(None, max_length=10, use_cache=False)
+        self._prepare_special_tokens(config, True, device=inputs.device)
+        with torch.no_grad():
+            return self._sample(
+                inputs,
+                logits_processor=LogitsProcessorList(),
+                stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(10)]),
+                generation_config=config,
+                synced_gpus=False,
+                streamer=streamer,
+                use_cache=False,
+                attention_mask=torch.ones_like(inputs),
+            )
+
+
+def test_a_generate_that_goes_straight_to_the_loop(seen: list[Timeline]) -> None:
+    model = Straight(tiny.qwen2().config).eval()
+    assert model.generate(tiny.prompt(2)).shape == (2, 10)
     error = RuntimeError()
     with pytest.raises(RuntimeError) as raised:
-        model.generate(**arguments, streamer=tiny.Clock(2, error))
+        model.generate(tiny.prompt(), streamer=tiny.Clock(1, error))
     assert raised.value is error
     timeline, failed = seen
-    if hasattr(model, "output_modalities"):
-        assert timeline.operation == "generate_content"
+    assert timeline.operation == "generate_content"
     assert (timeline.output_tokens, timeline.children) == (None, ()), "codes of sound are not rows of text"
     assert {phase.name for phase in timeline.phases()} >= {"prefill", "decode"}
     assert_adds_up(timeline)
