@@ -86,10 +86,10 @@ def key_figures() -> Section:
             ),
             number(
                 "Unaccounted time",
-                Target(f"1 - {PHASE.sum_rate()} / {DURATION.sum_rate()}", "unaccounted"),
+                Target(f"round(1 - {PHASE.sum_rate()} / {DURATION.sum_rate()}, 0.0001)", "unaccounted"),
                 unit="percentunit",
                 decimals=2,
-                formula="1 - sum of all phases / sum of request durations.",
+                formula="1 - sum of all phases / sum of request durations, to 0.01 %.",
                 reading="Zero by construction: anything else is a fault in the measurement. "
                 "Time that cannot be told apart is shown as phase `unsplit`.",
             ),

@@ -19,7 +19,7 @@ from signals import (
 from otel_llm.report.palette import COLOURS
 
 UID: Final = "otel-llm-network"
-_COLOURS: Final = {**COLOURS, "connect": "#d4746a", "consumer": "#b9ae3a"}
+_COLOURS: Final = {**COLOURS, "connect": "#8a5a3c", "consumer": "#b9ae3a"}
 _MEASURED: Final = "measured by the client"
 _METHOD: Final = f"{{{{{METHOD_LABEL}}}}}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,17 +27,25 @@ def obtained(find: Callable[[], T]) -> T:
 
 
 @pytest.fixture(scope="module")
-def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.VictoriaMetrics]:
+def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Database]:
     """A time-series database with OTLP ingestion."""
-    program = obtained(lambda: programs.debian_program("victoria-metrics"))
+    program = obtained(partial(programs.debian_program, "victoria-metrics"))
     with programs.victoria_metrics(program, tmp_path_factory.mktemp("victoria-metrics")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Database]:
+    """The database that defines PromQL."""
+    program, agent = (obtained(partial(programs.debian_program, name)) for name in ("prometheus", "vmagent"))
+    with programs.prometheus(program, agent, tmp_path_factory.mktemp("prometheus")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def promtool() -> Path:
     """Prometheus' checker of rules."""
-    return obtained(lambda: programs.debian_program("promtool"))
+    return obtained(partial(programs.debian_program, "promtool"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def traces() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def collector(
-    victoria_metrics: programs.VictoriaMetrics, traces: Receiver, tmp_path_factory: pytest.TempPathFactory
+    victoria_metrics: programs.Database, traces: Receiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[programs.Rotel]:
     """A collector that passes metrics on to VictoriaMetrics and traces to the receiver."""
     program = obtained(programs.rotel_program)

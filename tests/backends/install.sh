@@ -1,5 +1,7 @@
 #!/bin/sh
-# Obtains the real backends that are not on PyPI: VictoriaMetrics and promtool.
+# Obtains the real backends that are not on PyPI, all of them or some:
+#
+#     install.sh [PROGRAM ...]
 #
 # Debian packages them. They are unpacked, not installed: a private apt root
 # under .cache/backends reads a newer suite from the mirror that this machine's
@@ -9,7 +11,7 @@ set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cache=$root/.cache/backends
-programs="victoria-metrics promtool"
+programs=${*:-victoria-metrics vmagent prometheus promtool}
 
 runs() { "$1" --version >/dev/null 2>&1; }
 
@@ -59,8 +61,10 @@ obtain() { # mirror suite
     rm -rf "$work/deb" "$work/unpacked"
     mkdir "$work/deb" "$work/unpacked"
     APT_CONFIG=$work/apt.conf apt-get -qq -o APT::Update::Error-Mode=any update || return 1
+    # vmagent is in the package of VictoriaMetrics.
+    packages=$(for program in $missing; do echo "$program"; done | sed 's/^vmagent$/victoria-metrics/' | sort -u)
     # shellcheck disable=SC2086 # one word per package
-    (cd "$work/deb" && APT_CONFIG=$work/apt.conf apt-get -qq download $missing) || return 1
+    (cd "$work/deb" && APT_CONFIG=$work/apt.conf apt-get -qq download $packages) || return 1
     for package in "$work"/deb/*.deb; do
         dpkg -x "$package" "$work/unpacked" || return 1
     done

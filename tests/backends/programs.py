@@ -48,14 +48,14 @@ def rotel_program() -> Path:
 
 
 @dataclass(frozen=True)
-class VictoriaMetrics:
-    """A time-series database that takes OTLP over HTTP and answers PromQL."""
+class Database:
+    """A time-series database that answers PromQL."""
 
     url: str
-
-    @property
-    def otlp_metrics(self) -> str:
-        return f"{self.url}/opentelemetry/v1/metrics"
+    otlp_metrics: str
+    """Where it takes metrics, OTLP over HTTP."""
+    flush: str = ""
+    """What to ask so that all samples taken in are found; empty where they are anyway."""
 
     def select(self, query: str, at: float | None = None) -> dict[frozenset[tuple[str, str]], float]:
         """Value by label set, at a time (seconds since the epoch; now unless given)."""
@@ -79,8 +79,8 @@ class VictoriaMetrics:
         }
 
     def _query(self, kind: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        # Samples taken in are searchable a second later, or after a flush.
-        _get(f"{self.url}/internal/force_flush")
+        if self.flush:
+            _get(self.flush)
         answer = json.loads(_get(f"{self.url}/api/v1/{kind}?{urllib.parse.urlencode(parameters)}"))
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
@@ -97,7 +97,7 @@ class Rotel:
 
 
 @contextmanager
-def victoria_metrics(program: Path, folder: Path) -> Iterator[VictoriaMetrics]:
+def victoria_metrics(program: Path, folder: Path) -> Iterator[Database]:
     """Run VictoriaMetrics with its data in ``folder``."""
     address = f"127.0.0.1:{_free_port()}"
     command = [
@@ -109,8 +109,44 @@ def victoria_metrics(program: Path, folder: Path) -> Iterator[VictoriaMetrics]:
         "-search.disableCache",
         "-retentionPeriod=1d",
     ]
+    url = f"http://{address}"
     with _running(command, folder / "victoria-metrics.log", [address]):
-        yield VictoriaMetrics(f"http://{address}")
+        yield Database(url, f"{url}/opentelemetry/v1/metrics", f"{url}/internal/force_flush")
+
+
+@contextmanager
+def prometheus(program: Path, agent: Path, folder: Path) -> Iterator[Database]:
+    """
+    Run Prometheus with its data in ``folder``.
+
+    Debian's has no OTLP receiver: an agent takes OTLP in its place, gives the
+    series their job and instance, and writes them on.
+    """
+    address, otlp = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    config = folder / "prometheus.yml"
+    config.write_text("storage: {tsdb: {out_of_order_time_window: 5m}}\n")
+    command = [
+        str(program),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--web.enable-remote-write-receiver",
+    ]
+    agent_command = [
+        str(agent),
+        f"-httpListenAddr={otlp}",
+        "-opentelemetry.usePrometheusNaming",
+        f"-remoteWrite.url=http://{address}/api/v1/write",
+        "-remoteWrite.forcePromProto",
+        "-remoteWrite.flushInterval=100ms",
+        f"-remoteWrite.relabelConfig={ROOT / 'integrations' / 'grafana' / 'victoria-metrics-relabel.yml'}",
+        f"-remoteWrite.tmpDataPath={folder / 'agent'}",
+    ]
+    with (
+        _running(command, folder / "prometheus.log", [address]),
+        _running(agent_command, folder / "vmagent.log", [otlp]),
+    ):
+        yield Database(f"http://{address}", f"http://{otlp}/opentelemetry/v1/metrics")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import workload
-from programs import ROOT, Rotel, VictoriaMetrics
+from programs import ROOT, Database, Rotel
 
 from otel_llm import conventions, timeline
 from otel_llm.report.otlp import Span
@@ -37,7 +37,7 @@ class Sent(NamedTuple):
 
     service: str
     """Name of the service and of its only instance."""
-    backend: VictoriaMetrics
+    backend: Database
     traces: Receiver
 
     def spans(self) -> list[Span]:
@@ -62,7 +62,7 @@ class Sent(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["grpc", "http/protobuf"])
-def sent(request: pytest.FixtureRequest, collector: Rotel, victoria_metrics: VictoriaMetrics, traces: Receiver) -> Sent:
+def sent(request: pytest.FixtureRequest, collector: Rotel, victoria_metrics: Database, traces: Receiver) -> Sent:
     """Run the workload as a service of its own that exports by this protocol."""
     service = f"workload-{uuid.uuid4().hex[:8]}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import otel_llm
+from otel_llm import instrumentation
 from otel_llm.client_timeline import ClientTimeline
 from otel_llm.instrumentation import begin_client, emit
 from otel_llm.pairing import ServerTiming
@@ -26,7 +27,7 @@ TICK = 15_625_000
 
 MODEL = "tiny"
 TTFT_TARGET, TPOT_TARGET = 0.5, 0.05
-FIRST_EXPORT_SECONDS = 1.5
+EXPORT_SECONDS = 0.5
 
 
 class Part(NamedTuple):
@@ -139,6 +140,7 @@ class Request:
     def client_timeline(self, ended: int) -> ClientTimeline:
         started = ended - self.client_total * TICK
         sent = started + self.connect * TICK
+        first = sent + (self.way_there + self.first_token) * TICK
         phases: dict[str, int] = {}
         for part in self.parts():
             phases[part.phase] = phases.get(part.phase, 0) + part.ticks * TICK
@@ -148,11 +150,12 @@ class Request:
             model=MODEL,
             started=started,
             sent=sent,
-            first_token=sent + (self.way_there + self.first_token) * TICK,
+            first_body=first,
+            first_token=first,
             ended=ended,
             wall_offset=wall_offset(),
             backlog=self.consumer * TICK,
-            server=ServerTiming(phases, "vllm", first_sent=self.first_token * TICK),
+            server=ServerTiming(phases, "vllm", first_body=self.first_token * TICK),
             outcome="error" if self.failed else "ok",
             error_type="RemoteProtocolError" if self.failed else None,
             status=200,
@@ -199,17 +202,29 @@ def serve(requests: Iterable[Request]) -> None:
 
 
 def pace(seconds: float) -> None:
-    """Handle them over a time, as their own client."""
+    """Handle them over a time, as their own client, exporting at moments of its own choice."""
     for request in REQUESTS[:FIRST]:
         call(request)
-    # Later increases are counted from the first export, which sets all series up.
-    time.sleep(FIRST_EXPORT_SECONDS)
+    # One export sets all series up: later increases are those of the other requests, exactly.
+    flush()
+    exported = time.monotonic()
     rest = REQUESTS[FIRST:]
     # The pauses shrink linearly to nothing and take the given time in total.
     longest = 2 * seconds / (len(rest) - 1)
     for index, request in enumerate(rest):
         call(request)
         time.sleep(longest * (1 - index / (len(rest) - 1)))
+        if time.monotonic() - exported > EXPORT_SECONDS:
+            flush()
+            exported = time.monotonic()
+
+
+def flush() -> None:
+    """Export what there is."""
+    live = instrumentation._live.peek()
+    assert live is not None
+    assert live.pipeline is not None
+    live.pipeline.flush()
 
 
 if __name__ == "__main__":
