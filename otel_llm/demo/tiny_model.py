@@ -101,7 +101,7 @@ def _write(folder: Path) -> None:
         model = Qwen2ForCausalLM(config)
     # A server holds back what is no text yet, half a UTF-8 character or a control token. With a logit of
     # zero such a token is never the greedy choice, so that every token can be sent as it comes.
-    silent = [token for token in range(len(tokenizer)) if not _is_text(tokenizer.decode([token]))]
+    silent = [token for token in range(len(tokenizer)) if not _is_text(str(tokenizer.decode([token])))]
     with torch.no_grad():
         model.lm_head.weight[silent] = 0
     model.save_pretrained(folder)
