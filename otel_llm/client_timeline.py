@@ -44,12 +44,14 @@ class ClientTimeline:
     """The connection stands, the first byte of the request leaves."""
     answered: int | None = None
     """The head of the answer is there."""
+    first_body: int | None = None
+    """The first piece of the body is there."""
     first_token: int | None = None
     """The first event that bears a token is there."""
     backlog: int = 0
     """Nanoseconds by which the caller, holding the stream, had fallen behind at its end, at most."""
     first_backlog: int = 0
-    """The same at the first token."""
+    """The same at the first piece of the body."""
     server: ServerTiming | None = None
     """What the server said, if it says anything."""
     engine: ServerTiming | None = None
@@ -105,8 +107,8 @@ class ClientTimeline:
         assert self.sent is not None
         away = self.ended - self.sent - server.total
         late = away
-        if self.first_token is not None and server.first_sent is not None:
-            late = (self.ended - self.first_token) - (server.total - server.first_sent) + self.first_backlog
+        if self.first_body is not None and server.first_body is not None:
+            late = (self.ended - self.first_body) - (server.total - server.first_body) + self.first_backlog
         consumer = min(max(late, 0), self.backlog)
         # What the server gives as network is the upload and, at the end, its wait
         # for the peer; if that is because the peer does not read, it is the consumer.

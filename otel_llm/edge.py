@@ -53,8 +53,10 @@ class ServerEdge:
         self.arrived: int | None = None
         self.parsed: int | None = None
         self.received: int | None = None
-        self.first_sent: int | None = None
-        """When the first token-bearing message had been sent."""
+        self.first_body: int | None = None
+        """When the first piece of the body had been sent."""
+        self.first_token: int | None = None
+        """When the first token-bearing event had been sent."""
         self.ended: int | None = None
         self.settled = False
         """Whether the server has written all that it will know."""
@@ -124,8 +126,8 @@ class ServerEdge:
         phases: dict[str, int] = {}
         for phase in timeline.phases():
             phases[phase.name] = phases.get(phase.name, 0) + phase.duration
-        first_sent = None if self.first_sent is None else self.first_sent - timeline.start
-        return ServerTiming(phases, timeline.engine, first_sent, timeline.stall if peer_limited else 0)
+        body, token = (None if at is None else at - timeline.start for at in (self.first_body, self.first_token))
+        return ServerTiming(phases, timeline.engine, body, token, timeline.stall if peer_limited else 0)
 
     def _joined(self) -> Timeline | None:
         stamps: dict[str, Any] = {

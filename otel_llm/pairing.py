@@ -39,8 +39,10 @@ class ServerTiming(NamedTuple):
     """Time per phase; their sum is the time since the request arrived."""
     engine: str
     """``gen_ai.provider.name`` of the server."""
-    first_sent: int | None = None
-    """From arrival until the first token-bearing event had been sent, None if plain."""
+    first_body: int | None = None
+    """From arrival until the first piece of the body had been sent; None if plain."""
+    first_token: int | None = None
+    """From arrival until the first token-bearing event had been sent; None if plain or unknown."""
     peer_stall: int = 0
     """The part of ``network`` in which the server waited because this client did not read."""
 
@@ -53,8 +55,9 @@ class ServerTiming(NamedTuple):
 def to_comment(timing: ServerTiming) -> bytes:
     """Write an event-stream comment with its blank line."""
     content: dict[str, Any] = {"v": _VERSION, "engine": timing.engine, "phases": dict(timing.phases)}
-    if timing.first_sent is not None:
-        content["first_sent"] = timing.first_sent
+    for name in ("first_body", "first_token"):
+        if (stamp := getattr(timing, name)) is not None:
+            content[name] = stamp
     if timing.peer_stall:
         content["peer_stall"] = timing.peer_stall
     return MARK + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
@@ -72,9 +75,8 @@ def from_comment(events: bytes) -> ServerTiming | None:
         return None
     if not isinstance(content, dict) or content.get("v") != _VERSION:
         return None
-    return _believed(
-        content.get("phases"), content.get("engine"), content.get("first_sent"), content.get("peer_stall", 0)
-    )
+    stamps = (content.get("first_body"), content.get("first_token"))
+    return _believed(content.get("phases"), content.get("engine"), stamps, content.get("peer_stall", 0))
 
 
 def to_header(timing: ServerTiming) -> str:
@@ -89,19 +91,22 @@ def from_header(value: str) -> ServerTiming | None:
     found = [match.groups() for match in map(_METRIC.fullmatch, map(str.strip, value[:_LONGEST].split(","))) if match]
     engine = next((name for metric, name, _ in found if metric == _TOTAL), None)
     phases = {metric: round(float(duration) * 1e6) for metric, _, duration in found if metric in _NAMES}
-    return _believed(phases, engine, None, 0)
+    return _believed(phases, engine, (None, None), 0)
 
 
-def _believed(phases: object, engine: object, first_sent: object, peer_stall: object) -> ServerTiming | None:
+def _believed(phases: object, engine: object, stamps: tuple[object, object], peer_stall: object) -> ServerTiming | None:
     """What a server says is data from outside: known names, sane numbers, or nothing."""
     if not isinstance(phases, dict) or not phases or not isinstance(engine, str):
         return None
     if not all(name in _NAMES and _time(duration) is not None for name, duration in phases.items()):
         return None
-    total, first, stall = sum(phases.values()), _time(first_sent), _time(peer_stall)
-    if stall is None or stall > phases.get("network", 0) or (first is not None and first > total):
+    total, stall = sum(phases.values()), _time(peer_stall)
+    if stall is None or stall > phases.get("network", 0):
         return None
-    return ServerTiming(phases, engine[:64], first, stall)
+    first_body, first_token = (
+        stamp if (stamp := _time(value)) is not None and stamp <= total else None for value in stamps
+    )
+    return ServerTiming(phases, engine[:64], first_body, first_token, stall)
 
 
 def _time(value: object) -> int | None:

@@ -71,6 +71,7 @@ class Attempt:
         self._answered: int | None = None
         self._status: int | None = None
         self._first: int | None = None
+        self._first_body: int | None = None
         self._server: pairing.ServerTiming | None = None
         self._got = self._backlog = self._first_backlog = 0
         self._stream = False
@@ -105,6 +106,8 @@ class Attempt:
         # What the caller holds, it falls behind; what it waits, it has caught up.
         self._backlog = max(0, self._backlog + 2 * asked - self._got - got)
         self._got = got
+        if self._first_body is None:
+            self._first_body, self._first_backlog = got, self._backlog
         if self._stream and self._first is None and self._head is not _OVER:
             self._look(data, got)
         self._tail.append(data)
@@ -115,7 +118,7 @@ class Attempt:
         """Find the first token-bearing event among the whole events so far."""
         events, _, self._head = (self._head + data).replace(b"\r\n", b"\n").rpartition(b"\n\n")
         if sse.bears_token(events):
-            self._first, self._first_backlog, self._head = now, self._backlog, _OVER
+            self._first, self._head = now, _OVER
         elif len(self._head) > _HEAD:
             self._head = _OVER
 
@@ -137,6 +140,7 @@ class Attempt:
             started=self.started,
             sent=self.sent,
             answered=self._answered,
+            first_body=self._first_body,
             first_token=self._first,
             ended=now,
             backlog=self._backlog,

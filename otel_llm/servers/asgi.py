@@ -145,9 +145,11 @@ class Exchange:
 
     def _look(self, body: bytes, now: int) -> None:
         """Find the first message that bears a token; then nothing more is looked at."""
+        if body and self._edge.first_body is None:
+            self._edge.first_body = now
         found = bool(body) and (not self._stream or sse.bears_token(body))
         if found:
-            self._edge.first_sent = now
+            self._edge.first_token = now
         self._looked += 1
         if found or self._looked >= sse.LOOKED_AT:
             self._quick = self._flow is not None
