@@ -53,7 +53,7 @@ def _hits() -> Section:
                 reading="The demand on prefill if there were no cache.",
                 width=6,
             ),
-            notes("How to read this page", _HOW_TO_READ, formula="computed = prompt - cached.", height=5, width=12),
+            notes("How to read this page", _HOW_TO_READ, formula="computed = prompt - cached.", height=4, width=12),
             time_series(
                 "Prompt tokens: cached and computed",
                 [Target(CACHED_TOKENS.rate(), "cached"), Target(_COMPUTED_TOKENS, "computed")],

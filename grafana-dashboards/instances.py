@@ -63,7 +63,7 @@ def _balance() -> Section:
                 "How to read this page",
                 _HOW_TO_READ,
                 formula="imbalance = coefficient of variation over instances.",
-                height=5,
+                height=4,
                 width=12,
             ),
             time_series(

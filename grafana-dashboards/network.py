@@ -54,6 +54,7 @@ def _attempts() -> Section:
                 unit="reqps",
                 formula="finished attempts / s, every outcome; a retry is an attempt of its own.",
                 reading="More than the requests that the servers count: some never arrive.",
+                width=6,
             ),
             number(
                 "p95 attempt",
@@ -61,6 +62,7 @@ def _attempts() -> Section:
                 unit="s",
                 formula="95th percentile of the attempt's duration, estimated from buckets.",
                 reading="What callers wait for a whole answer.",
+                width=6,
             ),
             number(
                 "p95 first chunk",
@@ -68,6 +70,7 @@ def _attempts() -> Section:
                 unit="s",
                 formula="95th percentile of the time to the first token-bearing event, estimated from buckets.",
                 reading="TTFT as the caller sees it.",
+                width=6,
             ),
             number(
                 "Failed attempts",
@@ -75,8 +78,9 @@ def _attempts() -> Section:
                 unit="percentunit",
                 formula="attempts with an error type / all attempts.",
                 reading="Includes those that no server ever saw.",
+                width=6,
             ),
-            notes("How to read this page", _HOW_TO_READ, formula="attempt = sum of its parts.", height=5, width=12),
+            notes("How to read this page", _HOW_TO_READ, formula="attempt = sum of its parts.", height=4),
             time_series(
                 "Mean attempt by part",
                 [*parts, Target(CLIENT_DURATION.mean(), _MEASURED)],

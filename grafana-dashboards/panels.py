@@ -150,18 +150,18 @@ def number(
     decimals: int | None = None,
     width: int = 3,
 ) -> Panel:
-    """The newest value, large, above its history."""
-    builder = _stat(unit).graph_mode(kinds.BigValueGraphMode.AREA).text_mode(kinds.BigValueTextMode.VALUE)
+    """The newest value, large."""
+    builder = _stat(unit).text_mode(kinds.BigValueTextMode.VALUE)
     if decimals is not None:
         builder.decimals(decimals)
-    return Panel(builder, width, 5, title, formula, reading, [target])
+    return Panel(builder, width, 4, title, formula, reading, [target])
 
 
 def word(
     title: str, target: Target, *, colours: Mapping[str, str], formula: str, reading: str, width: int = 6
 ) -> Panel:
     """The name of the one series that an instant query returns, with its value."""
-    builder = _stat("percentunit").graph_mode(kinds.BigValueGraphMode.NONE).decimals(0)
+    builder = _stat("percentunit").decimals(0)
     builder.text_mode(kinds.BigValueTextMode.VALUE_AND_NAME)
     for name, colour in colours.items():
         builder.override_by_name(name, [_fixed(colour)])
@@ -218,6 +218,7 @@ def notes(title: str, markdown: str, *, formula: str, height: int = 6, width: in
 
 def _stat(unit: str) -> Any:
     builder = stat.Panel().unit(unit).color_mode(kinds.BigValueColorMode.VALUE)
+    builder.graph_mode(kinds.BigValueGraphMode.NONE)
     builder.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     # One size for all, or the shortest number would be the largest.
     builder.text(common.VizTextDisplayOptions().value_size(28).title_size(18))

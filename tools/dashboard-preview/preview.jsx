@@ -59,9 +59,7 @@ function frames(panel, found) {
           },
         ],
       });
-      const finite = frame.fields[1].values.filter((value) => value !== null);
-      const [min, max] = [Math.min(...finite), Math.max(...finite)];
-      frame.fields[1].state = { seriesIndex: built.length, range: { min, max, delta: max - min } };
+      frame.fields[1].state = { seriesIndex: built.length };
       for (const field of frame.fields) field.display = getDisplayProcessor({ field, theme });
       built.push(frame);
     }
@@ -73,8 +71,7 @@ function Stat({ panel, frame, width, height }) {
   const { options } = panel, field = frame.fields[1], [calc] = options.reduceOptions.calcs;
   const value = field.display(reduceField({ field, reducers: [calc] })[calc]);
   if (options.textMode === 'value_and_name') value.title = field.config.displayNameFromDS;
-  const sparkline = options.graphMode === 'area' ? { y: field, x: frame.fields[0] } : undefined;
-  return <BigValue {...{ width, height, value, theme, sparkline }} {...options} />;
+  return <BigValue {...{ width, height, value, theme }} {...options} />;
 }
 
 function Body({ panel, data, width, height }) {
