@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(page for folder in ("", "docs", "integrations", "examples") for page in (ROOT / folder).rglob("*.md")
-               if ".venv" not in page.parts and "node_modules" not in page.parts)  # fmt: skip
+HIDDEN = (".venv", ".cache", "node_modules")
+PAGES = sorted(page for page in ROOT.rglob("*.md") if not any(part.startswith(HIDDEN) for part in page.parts))
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the wheel holds no docs")

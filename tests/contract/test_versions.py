@@ -1,0 +1,37 @@
+"""The reader of old sources finds what is there, and what is not: on a wheel made here."""
+
+from __future__ import annotations
+
+import runpy
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools/versions.py"
+pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="the wheel holds no tools")
+
+STATS = "class IterationStats:\n    def update_from_events(self, req_id, {events}, is_prefilling, req_stats): ...\n"
+LOGGERS = "class Base:\n    def __init__(self, enable_default_loggers=True): ...\nclass StatLoggerManager(Base): ...\n"
+
+
+def findings(tmp_path: Path, events: str) -> dict[str, Any]:
+    wheel = tmp_path / "made.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("vllm/v1/metrics/stats.py", STATS.format(events=events))
+        archive.writestr("vllm/v1/metrics/loggers.py", LOGGERS)
+    found = runpy.run_path(str(TOOL))["examine"]("vllm", wheel)
+    return {finding.target.rpartition(":")[2]: finding for finding in found}
+
+
+def test_what_is_there_is_found_inherited_or_not(tmp_path: Path) -> None:
+    found = findings(tmp_path, "events")
+    assert found["IterationStats.update_from_events"].found
+    assert found["IterationStats.update_from_events"].unread == ()
+    assert found["StatLoggerManager.__init__"].found
+    assert found["AsyncLLM.generate"].found is None
+
+
+def test_a_renamed_argument_is_found(tmp_path: Path) -> None:
+    assert findings(tmp_path, "happenings")["IterationStats.update_from_events"].unread == ("events",)
