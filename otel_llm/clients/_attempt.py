@@ -23,6 +23,7 @@ sinks: Final[list[Callable[[ClientTimeline], None]]] = []
 """Called with every finished attempt, as data."""
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\\\]|\\\\.){1,256})"')
+_METRICS: Final = re.compile(rb'"metrics"\s*:\s*(?={)')
 _SEARCHED: Final = 1 << 16
 """Bytes at either end of a request that are searched for the model's name."""
 _TAIL: Final = 16
@@ -233,13 +234,13 @@ def _count(value: object) -> int:
 
 def _engine(tail: bytes) -> pairing.ServerTiming | None:
     """vLLM's ``metrics`` object, in the last chunk of a stream or in a plain answer; milliseconds there."""
-    place = tail.rfind(b'"metrics":')
-    if place < 0:
+    found = None
+    for found in _METRICS.finditer(tail):  # the last one counts
+        pass
+    if found is None:
         return None
     try:
-        content, _ = json.JSONDecoder().raw_decode(
-            tail[place + len(b'"metrics":') :].decode("utf-8", "replace").lstrip()
-        )
+        content, _ = json.JSONDecoder().raw_decode(tail[found.end() :].decode("utf-8", "replace"))
     except ValueError:
         return None
     if not isinstance(content, dict):
