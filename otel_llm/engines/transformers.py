@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from otel_llm.engines import _transformers_pipeline, _transformers_threads
+from otel_llm.engines import _transformers_batching, _transformers_pipeline, _transformers_threads
 from otel_llm.engines._transformers_call import Generation, current
 from otel_llm.engines._transformers_loop import Kind
 from otel_llm.patching import Body, Call, Engine, Hook, Probe, Returned
@@ -123,6 +123,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((mixin + "_constrained_beam_search",), decode("beam"), required=False),
         *_transformers_threads.HOOKS,
         *_transformers_pipeline.HOOKS,
+        *_transformers_batching.hooks(probe),
     )
 
 
