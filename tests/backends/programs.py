@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / ".cache" / "backends" / "bin"
-OBTAIN = "tests/backends/install.sh"
+OBTAIN = {"otelcol": "tests/backends/collector/build.sh"}
+"""What to run for a program, where it is not install.sh beside this file."""
+COLLECTOR_CONFIG = ROOT / "integrations" / "otel-collector" / "minimal.yaml"
 START_SECONDS = 30.0
 
 Series = dict[frozenset[tuple[str, str]], list[tuple[float, float]]]
@@ -29,14 +31,14 @@ class MissingProgramError(Exception):
     """A program is not on this machine; the message says how to obtain it."""
 
 
-def debian_program(name: str) -> Path:
-    """Return the program that `install.sh` unpacked, or the one on PATH."""
+def installed_program(name: str) -> Path:
+    """Return the program that was obtained for the tests, or the one on PATH."""
     unpacked = INSTALLED / name
     if unpacked.exists():
         return unpacked
     if on_path := shutil.which(name):
         return Path(on_path)
-    raise MissingProgramError(f"no {name}: run {OBTAIN}")
+    raise MissingProgramError(f"no {name}: run {OBTAIN.get(name, 'tests/backends/install.sh')}")
 
 
 def rotel_program() -> Path:
@@ -87,7 +89,7 @@ class Database:
 
 
 @dataclass(frozen=True)
-class Rotel:
+class Collector:
     """An OpenTelemetry collector in front of other endpoints."""
 
     grpc: str
@@ -150,7 +152,7 @@ def prometheus(program: Path, agent: Path, folder: Path) -> Iterator[Database]:
 
 
 @contextmanager
-def rotel(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> Iterator[Rotel]:
+def rotel(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> Iterator[Collector]:
     """Run rotel, which passes metrics and traces on over OTLP/HTTP to these URLs."""
     grpc, http = (f"127.0.0.1:{_free_port()}" for _ in range(2))
     command = [
@@ -167,14 +169,33 @@ def rotel(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> It
         f"--otlp-exporter-logs-endpoint={traces_to}",  # it insists on one
     ]
     with _running(command, folder / "rotel.log", [grpc, http]):
-        yield Rotel(f"http://{grpc}", f"http://{http}")
+        yield Collector(f"http://{grpc}", f"http://{http}")
 
 
 @contextmanager
-def _running(command: Sequence[str], log: Path, addresses: Sequence[str]) -> Iterator[None]:
+def otelcol(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> Iterator[Collector]:
+    """Run the OpenTelemetry Collector with the minimal configuration that we ship."""
+    grpc, http = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    command = [
+        str(program),
+        f"--config={COLLECTOR_CONFIG}",
+        f"--set=receivers::otlp::protocols::grpc::endpoint={grpc}",
+        f"--set=receivers::otlp::protocols::http::endpoint={http}",
+        "--set=service::telemetry::metrics::level=none",
+    ]
+    targets = {"METRICS_ENDPOINT": metrics_to, "TRACES_ENDPOINT": traces_to}
+    with _running(command, folder / "otelcol.log", [grpc, http], targets):
+        yield Collector(f"http://{grpc}", f"http://{http}")
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], log: Path, addresses: Sequence[str], variables: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Run the command until the block ends; it is ready when all its addresses accept a connection."""
     # A collector or proxy that the developer has configured is none of the test's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "ROTEL_"))}
+    environment.update(variables or {})
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:

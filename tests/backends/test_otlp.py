@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import workload
-from programs import ROOT, Database, Rotel
+from programs import ROOT, Collector, Database
 
 from otel_llm import conventions, timeline
 from otel_llm.report.otlp import Span
@@ -61,17 +61,23 @@ class Sent(NamedTuple):
         return found
 
 
-@pytest.fixture(scope="module", params=["grpc", "http/protobuf"])
-def sent(request: pytest.FixtureRequest, collector: Rotel, victoria_metrics: Database, traces: Receiver) -> Sent:
-    """Run the workload as a service of its own that exports by this protocol."""
+@pytest.fixture(
+    scope="module",
+    params=[(collector, protocol) for collector in ("rotel", "otelcol") for protocol in ("grpc", "http/protobuf")],
+    ids="-".join,
+)
+def sent(request: pytest.FixtureRequest, victoria_metrics: Database, traces: Receiver) -> Sent:
+    """Run the workload as a service of its own that exports to this collector by this protocol."""
+    name, protocol = request.param
+    collector: Collector = request.getfixturevalue(name)
     service = f"workload-{uuid.uuid4().hex[:8]}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     environment.update(
         PYTHONPATH=str(ROOT),
         OTEL_SERVICE_NAME=service,
         OTEL_RESOURCE_ATTRIBUTES=f"service.instance.id={service}",
-        OTEL_EXPORTER_OTLP_PROTOCOL=request.param,
-        OTEL_EXPORTER_OTLP_ENDPOINT=collector.grpc if request.param == "grpc" else collector.http,
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.grpc if protocol == "grpc" else collector.http,
     )
     done = subprocess.run(
         [sys.executable, workload.__file__], env=environment, capture_output=True, text=True, timeout=60, check=False

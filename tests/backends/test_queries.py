@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import workload
-from conftest import obtained
+from obtain import obtained
 from programs import ROOT, Database, rotel, rotel_program
 from queries import QUERIES, Query, interpolate
 

@@ -76,15 +76,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as running:
         folder = Path(temporary)
         model = tiny_model.build(folder / "model")
-        database = running.enter_context(programs.victoria_metrics(programs.debian_program("victoria-metrics"), folder))
+        victoria_metrics, rotel = programs.installed_program("victoria-metrics"), programs.rotel_program()
+        database = running.enter_context(programs.victoria_metrics(victoria_metrics, folder))
         traces = running.enter_context(Receiver())
+        traces_to = f"{traces.url}/v1/traces"
         collector = running.enter_context(
-            programs.rotel(
-                programs.rotel_program(),
-                folder,
-                metrics_to=database.otlp_metrics,
-                traces_to=f"{traces.url}/v1/traces",
-            )
+            programs.rotel(rotel, folder, metrics_to=database.otlp_metrics, traces_to=traces_to)
         )
         # The load generator is an instrumented client.
         os.environ.update(
