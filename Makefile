@@ -11,7 +11,7 @@ recipe := scripts/environment.sh pyproject.toml
 .PHONY: help demo test lint versions format clean
 
 help: ## Show what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-8s%s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.demo ## Real vLLM under rising load: where each request's time goes (LEVELS=1,2,4 SECONDS=10)
 	@$(bin)/python -m otel_llm.demo --levels $(LEVELS) --seconds $(SECONDS)
@@ -19,6 +19,11 @@ demo: $(VENV)/.demo ## Real vLLM under rising load: where each request's time go
 test: $(VENV)/.test lint ## Style, types and all tests, real engines and real telemetry backends included
 	@tests/backends/install.sh || echo "their tests are skipped, or fail if OTEL_LLM_REQUIRE_ENGINES=1"
 	$(bin)/python -m pytest
+
+test-backends: $(VENV)/.test ## Telemetry through every collector and database, the OpenTelemetry Collector too (built once, 300 MB)
+	@tests/backends/install.sh
+	@tests/backends/collector/build.sh
+	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest tests/backends tests/dashboards
 
 lint: $(VENV)/.test ## Style and types: ruff, mypy --strict, pyright
 	$(bin)/ruff check
