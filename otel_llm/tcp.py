@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
 _FIELDS: Final = struct.Struct("=52xI12xI48xQ16xII24xQ")
 _SIOCOUTQ: Final = 0x5411
+_FIONREAD: Final = 0x541B
 
 
 class TcpInfo(NamedTuple):
@@ -47,11 +48,20 @@ def read(connection: Any) -> TcpInfo | None:
 
 def outstanding(connection: Any) -> int | None:
     """Bytes written to the socket that the peer has not acknowledged; None if unknown."""
+    return _count(connection, _SIOCOUTQ)
+
+
+def unread(connection: Any) -> int | None:
+    """Bytes that have arrived and were not read from the socket; None if unknown."""
+    return _count(connection, _FIONREAD)
+
+
+def _count(connection: Any, request: int) -> int | None:
     try:
         import fcntl
 
         count = array.array("i", [0])
-        fcntl.ioctl(connection.fileno(), _SIOCOUTQ, count)
+        fcntl.ioctl(connection.fileno(), request, count)
     except (ImportError, OSError, AttributeError, ValueError):
         return None
     return count[0]

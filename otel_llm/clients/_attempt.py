@@ -26,6 +26,8 @@ _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\\\]|\\\\.){1,256})"')
 _METRICS: Final = re.compile(rb'"metrics"\s*:\s*(?={)')
 _SEARCHED: Final = 1 << 16
 """Bytes at either end of a request that are searched for the model's name."""
+_WAIT_NS: Final = 1_000_000
+"""A read that takes longer had to wait for data, one of what is there already takes less."""
 _TAIL: Final = 16
 """Last chunks of a stream that are kept: they hold what the server says at the end."""
 _HEAD: Final = 1 << 18
@@ -101,11 +103,16 @@ class Attempt:
         self._stream = headers.get("content-type", "").startswith("text/event-stream")
         self._server = pairing.from_header(headers.get(pairing.HEADER, ""))
 
-    def took(self, asked: int, data: bytes) -> None:
-        """The caller asked for more of the body at ``asked`` and gets ``data`` now."""
+    def asked(self, now: int) -> bool:
+        """The caller asks for more of the body; whether more is known to be there already."""
+        self._backlog += now - self._got
+        return self._backlog > _WAIT_NS and bool(tcp.unread(self.socket))
+
+    def took(self, asked: int, there: bool, data: bytes) -> None:
+        """What the caller asked for at ``asked`` is handed over now."""
         got = time.monotonic_ns()
-        # What the caller holds, it falls behind; what it waits, it has caught up.
-        self._backlog = max(0, self._backlog + 2 * asked - self._got - got)
+        if got - asked > _WAIT_NS and not there:
+            self._backlog = 0  # who has to wait has caught up
         self._got = got
         if self._first_body is None:
             self._first_body, self._first_backlog = got, self._backlog
@@ -177,18 +184,28 @@ def guard(act: Callable[..., None], *args: Any) -> None:
         faults.swallow("client.attempt", error)
 
 
+def ask(attempt: Attempt, now: int) -> bool:
+    """Tell an attempt that its caller asks for more; whether that is there already."""
+    try:
+        return attempt.asked(now)
+    except Exception as error:
+        faults.swallow("client.asked", error)
+        return False
+
+
 def watched(inner: Iterator[bytes], attempt: Attempt) -> Generator[bytes, None, None]:
     """The body's chunks, unchanged."""
     clock = time.monotonic_ns
     try:
         while True:
-            asked = clock()
+            begun = clock()
+            there = ask(attempt, begun)
             try:
                 data = next(inner)
             except StopIteration:
                 break
             try:
-                attempt.took(asked, data)
+                attempt.took(begun, there, data)
             except Exception as error:
                 faults.swallow("client.took", error)
             yield data
@@ -203,13 +220,14 @@ async def watched_async(inner: AsyncIterator[bytes], attempt: Attempt) -> AsyncG
     clock = time.monotonic_ns
     try:
         while True:
-            asked = clock()
+            begun = clock()
+            there = ask(attempt, begun)
             try:
                 data = await inner.__anext__()
             except StopAsyncIteration:
                 break
             try:
-                attempt.took(asked, data)
+                attempt.took(begun, there, data)
             except Exception as error:
                 faults.swallow("client.took", error)
             yield data
@@ -234,13 +252,11 @@ def _count(value: object) -> int:
 
 def _engine(tail: bytes) -> pairing.ServerTiming | None:
     """vLLM's ``metrics`` object, in the last chunk of a stream or in a plain answer; milliseconds there."""
-    found = None
-    for found in _METRICS.finditer(tail):  # the last one counts
-        pass
-    if found is None:
+    places = [found.end() for found in _METRICS.finditer(tail)]
+    if not places:
         return None
     try:
-        content, _ = json.JSONDecoder().raw_decode(tail[found.end() :].decode("utf-8", "replace"))
+        content, _ = json.JSONDecoder().raw_decode(tail[places[-1] :].decode("utf-8", "replace"))
     except ValueError:
         return None
     if not isinstance(content, dict):

@@ -105,6 +105,7 @@ def release(direction: str, held: queue.SimpleQueue[tuple[int, int, bytes]], sin
     while True:
         entered, due, data = held.get()
         time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+        left = time.monotonic_ns()  # not after sending: that may wake up the receiver in our place
         try:
             if data:
                 sink.sendall(data)
@@ -115,7 +116,7 @@ def release(direction: str, held: queue.SimpleQueue[tuple[int, int, bytes]], sin
         if not data:
             return
         with _print:
-            tell(json.dumps((direction, entered, time.monotonic_ns(), b"[DONE]" in data)))
+            tell(json.dumps((direction, entered, left, b"[DONE]" in data)))
 
 
 def tell(line: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.server
 import json
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import httpx
 import pytest
 from link import link
 from live import Recorded, phases, serving
-from test_server_edge import Send, answer, event, head, post, quick, read, start, stepwise
+from test_server_edge import TICK, Send, answer, event, head, post, quick, read, start, stepwise
 
 import otel_llm
 
@@ -235,7 +236,10 @@ def test_one_trace_and_one_identity(telling: None, recorded: Recorded) -> None:
     assert whole == pytest.approx(attempt.duration / 1e9, abs=1e-6)
 
 
-def test_a_loop_that_is_blocked_half_the_time_is_not_the_network(telling: None, recorded: Recorded) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_loop_that_is_blocked_half_the_time_is_not_the_network(
+    telling: None, recorded: Recorded, quiet: None, loop: str
+) -> None:
     """50 of every 100 ms: what the server's loop adds is accept and preprocess."""
 
     async def blocker() -> None:
@@ -250,22 +254,26 @@ def test_a_loop_that_is_blocked_half_the_time_is_not_the_network(telling: None, 
             tasks.append(asyncio.create_task(blocker()))
         await quick(scope, receive, send)
 
-    with serving(app) as port, link(port, up=10, down=10) as road, callers.httpx_sync(road.port) as ask:
+    off = []
+    with serving(app, loop=loop) as port, link(port, up=10, down=10) as road, callers.httpx_sync(road.port) as ask:
         ask(stream=False, **BODY)
         road.truth()
-        recorded.attempts.clear()
         for _ in range(20):
+            recorded.attempts.clear()
             ask(stream=False, **BODY)
             truth = road.truth()
-            attempt = recorded.attempts[-1]
-            # The network's share does not grow with the loop's: 50 ms more would be seen.
-            assert attempt.phases()["network"] - truth.took < 20e6, attempt.phases()
+            (attempt,) = recorded.attempts
+            off.append((attempt.phases()["network"] - truth.took) / 1e6)
             time.sleep(0.013)  # does not keep step with the loop
-        server = recorded.timelines[1:]
+        servers = recorded.timelines[1:]
         tasks[0].get_loop().call_soon_threadsafe(tasks[0].cancel)
-    lags = [phases(timeline).get("accept", 0) + phases(timeline).get("preprocess", 0) for timeline in server]
+    lags = [phases(timeline).get("accept", 0) + phases(timeline).get("preprocess", 0) for timeline in servers]
     assert max(lags) > 25
-    assert all(timeline.phases() for timeline in server)
+    # asyncio writes at once. uvloop writes at the end of a turn of the loop, and
+    # now and then the blocked time comes before it: then it looks like network.
+    assert statistics.median(map(abs, off)) < TICK + 5, off
+    if loop == "asyncio":
+        assert max(off) < 2 * TICK + 5, off
 
 
 def test_nothing_is_left_behind() -> None:
