@@ -37,8 +37,12 @@ class Run(NamedTuple):
     backend: Database
     start: float
     end: float
-    precision: float
-    """Relative, of rates over the whole run."""
+    database: str
+
+    @property
+    def precision(self) -> float:
+        """Relative, of rates over the whole run: Prometheus extrapolates each series to the ends of the window."""
+        return 0.02 if self.database == "prometheus" else 1e-9
 
     def whole(self, expr: str) -> float:
         """The one value of an expression whose rates cover the run as a whole."""
@@ -64,8 +68,6 @@ def front_page(panel: str, legend: str) -> str:
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Rising load on two instances, through a collector, into each database."""
     database: Database = request.getfixturevalue(request.param)
-    # Prometheus extrapolates each series to the ends of the window.
-    precision = 1e-9 if request.param == "victoria_metrics" else 0.02
     program = obtained(rotel_program)
     folder = tmp_path_factory.mktemp("rotel")
     with rotel(program, folder, metrics_to=database.otlp_metrics, traces_to=NOWHERE) as collector:
@@ -86,7 +88,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             assert service.returncode == 0, errors
         total = INSTANCES * len(workload.REQUESTS)
         database.wait_for(f"sum(gen_ai_server_request_duration_seconds_count) == {total}")
-        yield Run(database, start, time.time(), precision)
+        yield Run(database, start, time.time(), request.param)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda q: f"{q.dashboard}: {q.panel}: {q.legend}")
@@ -177,6 +179,19 @@ def test_the_largest_phase_is_named(run: Run) -> None:
     assert dict(labels)["otel_llm_phase"] == largest
     assert f"({largest})" in dict(labels)["limit"]
     assert share == pytest.approx(total[largest] / sum(total.values()), rel=run.precision)
+
+
+def test_services_and_instances_have_their_labels(run: Run) -> None:
+    """As the variables and legends of the dashboards expect them on either database."""
+    series = run.backend.select(
+        "count by (job, instance, service_name, service_instance_id) (gen_ai_server_request_duration_seconds_count)"
+    )
+    found = [dict(labels) for labels in series]
+    assert len({labels["service_instance_id"] for labels in found}) == len(found) == INSTANCES
+    for labels in found:
+        assert labels["service_name"] == "workload"
+        given = {"job": "workload", "instance": labels["service_instance_id"]}
+        assert labels.items() >= given.items() if run.database == "prometheus" else not labels.keys() & given.keys()
 
 
 def test_an_expression_without_data_would_be_noticed(run: Run) -> None:
