@@ -90,7 +90,7 @@ class _Active:
         missing: frozenset[Signal] = frozenset(signal for signal, provider in served.items() if provider is None)
         pipeline = Pipeline(self.settings.service_name, missing) if missing and not sdk_disabled() else None
         if pipeline is not None:
-            traces, metrics = traces or pipeline.tracer_provider, metrics or pipeline.meter_provider
+            traces, metrics = traces or pipeline.tracer_provider, metrics or pipeline.bulk or pipeline.meter_provider
             process_exit.arm_child()
         recorder = Recorder(
             traces,

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -87,11 +87,15 @@ class CountingMetricExporter(MetricExporter):
         # would; the SDK has no public reader for these two.
         super().__init__(inner._preferred_temporality, inner._preferred_aggregation)
         self._inner, self._tally, self._pid = inner, tally, os.getpid()
+        self.complete: Callable[[MetricsData], MetricsData] | None = None
+        """Adds what is kept outside the SDK."""
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> MetricExportResult:
         """Never raises."""
         if os.getpid() != self._pid:
             return MetricExportResult.SUCCESS
+        if self.complete is not None:
+            metrics_data = self.complete(metrics_data)
         points = sum(
             len(metric.data.data_points)
             for resource in metrics_data.resource_metrics

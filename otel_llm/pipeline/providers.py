@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_llm import faults
+from otel_llm.pipeline.bulk import BulkMeterProvider, takes_bulk
 from otel_llm.pipeline.exporters import CountingMetricExporter, CountingSpanExporter, Loss, QueueWatch, quiet_exporters
 
 Signal = Literal["traces", "metrics"]
@@ -72,6 +73,8 @@ class Pipeline:
         resource = resource.merge(Resource({SERVICE_INSTANCE_ID: instance}))
         self.loss = Loss()
         self.exporters: dict[str, tuple[str, ...]] = {}
+        self.bulk: BulkMeterProvider | None = None
+        """The meter provider to record with, where the exporters take what it makes."""
         self.tracer_provider = self._traces(resource) if "traces" in signals else None
         self.meter_provider = self._metrics(resource) if "metrics" in signals else None
         quiet_exporters()
@@ -90,11 +93,16 @@ class Pipeline:
         return provider
 
     def _metrics(self, resource: Resource) -> MeterProvider | None:
-        readers = [
-            PeriodicExportingMetricReader(CountingMetricExporter(exporter, self.loss.metrics))
-            for exporter in self._load("metrics")
-        ]
-        return MeterProvider(readers, resource, shutdown_on_exit=False) if readers else None
+        exporters = [CountingMetricExporter(exporter, self.loss.metrics) for exporter in self._load("metrics")]
+        if not exporters:
+            return None
+        readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
+        provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+        if all(takes_bulk(exporter) for exporter in exporters):
+            self.bulk = BulkMeterProvider(provider)
+            for exporter in exporters:
+                exporter.complete = self.bulk.complete
+        return provider
 
     def _load(self, signal: Signal) -> list[Any]:
         names = [name.strip() for name in os.environ.get(_EXPORTER[signal], "otlp").split(",")]
