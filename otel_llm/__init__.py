@@ -1,13 +1,25 @@
 """
 OpenTelemetry for LLM serving: every millisecond of every request accounted for.
 
-``instrument()`` is the one line. Importing this package imports no engine, no
-torch and no exporter.
+``instrument()`` is the one line. Importing this package costs next to nothing
+and loads no engine, no torch and no exporter: each name is fetched from its
+module on first use.
 """
 
-from otel_llm.decorators import measured, request
-from otel_llm.instrumentation import EngineStatus, Status, add_sink, instrument, status, uninstrument
-from otel_llm.timeline import Phase, Timeline
+import importlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from otel_llm.decorators import measured as measured
+    from otel_llm.decorators import request as request
+    from otel_llm.instrumentation import EngineStatus as EngineStatus
+    from otel_llm.instrumentation import Status as Status
+    from otel_llm.instrumentation import add_sink as add_sink
+    from otel_llm.instrumentation import instrument as instrument
+    from otel_llm.instrumentation import status as status
+    from otel_llm.instrumentation import uninstrument as uninstrument
+    from otel_llm.timeline import Phase as Phase
+    from otel_llm.timeline import Timeline as Timeline
 
 __all__ = [
     "EngineStatus",
@@ -21,3 +33,17 @@ __all__ = [
     "status",
     "uninstrument",
 ]
+
+_ROOMS = {"measured": "decorators", "request": "decorators", "Phase": "timeline", "Timeline": "timeline"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ROOMS.get(name, 'instrumentation')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
