@@ -1,5 +1,5 @@
 """
-Continuous batching, from 5.5 on. Not an engine: files that start with ``_`` are none.
+Continuous batching. Not an engine: files that start with ``_`` are none.
 
 The library's own timestamps start anew when it preempts a request, because it
 makes a new state of it. A sample hangs on the state, moves to the new one, and
@@ -27,7 +27,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     def add(call: Call) -> Steps:
         if any(resolve(hook, load=False) is None for hook in rows):
-            yield  # an older library: a request that is not seen to end must not begin
+            yield  # an older version: a request that might not be seen to end must not begin
             return
         request = Batched(call, probe)
         token = _arriving.set(request)
@@ -109,14 +109,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((state + "status",), replacement=status, required=False),
         Hook((state + "update_and_check_completion",), replacement=tokens, required=False),
         Hook((state + "create_equivalent_initial_request",), preempted, required=False),
-        Hook(
-            (
-                folder + "continuous_api:OutputRouter.fail_and_deliver",
-                folder + "continuous_api:ContinuousBatchProcessor._handle_request_error",
-            ),
-            failed,
-            required=False,
-        ),
+        Hook((folder + "continuous_api:OutputRouter.fail_and_deliver",), failed, required=False),
         Hook((folder + "scheduler:Scheduler.clear_cancelled_requests",), cancelled, required=False),
     )
     return rows
