@@ -26,7 +26,7 @@ _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\\\]|\\\\.){1,256})"')
 _METRICS: Final = re.compile(rb'"metrics"\s*:\s*(?={)')
 _SEARCHED: Final = 1 << 16
 """Bytes at either end of a request that are searched for the model's name."""
-_WAIT_NS: Final = 1_000_000
+WAIT_NS: Final = 1_000_000
 """A read that takes longer had to wait for data, one of what is there already takes less."""
 _TAIL: Final = 16
 """Last chunks of a stream that are kept: they hold what the server says at the end."""
@@ -48,7 +48,13 @@ def begin(
 
 
 class Attempt:
-    """Stamps of one attempt; what it is told must not raise, so it is told through ``guard``."""
+    """Stamps of one attempt. Its methods may raise: they are called through ``guard``."""
+
+    __slots__ = (
+        "_about", "_answered", "_first", "_first_backlog", "_first_body", "_got", "_head", "_keep", "_looking",
+        "_offset", "_open", "_provider", "_server", "_span", "_status", "_stream", "_tail", "backlog", "headers",
+        "sent", "socket", "started",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,10 +82,14 @@ class Attempt:
         self._first: int | None = None
         self._first_body: int | None = None
         self._server: pairing.ServerTiming | None = None
-        self._got = self._backlog = self._first_backlog = 0
+        self._got = self._first_backlog = 0
+        self.backlog = 0
+        """Nanoseconds by which the caller may have fallen behind."""
         self._stream = False
+        self._looking = True
         self._head = b""
         self._tail: deque[bytes] = deque(maxlen=_TAIL)
+        self._keep = self._tail.append
         self._open = True
         self._span = out.begin_client(operation, self._about["model"], self.started + self._offset)
         self.headers: dict[str, str] = {pairing.ASK: "1"}
@@ -103,32 +113,31 @@ class Attempt:
         self._stream = headers.get("content-type", "").startswith("text/event-stream")
         self._server = pairing.from_header(headers.get(pairing.HEADER, ""))
 
-    def asked(self, now: int) -> bool:
-        """The caller asks for more of the body; whether more is known to be there already."""
-        self._backlog += now - self._got
-        return self._backlog > _WAIT_NS and bool(tcp.unread(self.socket))
-
     def took(self, asked: int, there: bool, data: bytes) -> None:
-        """What the caller asked for at ``asked`` is handed over now."""
+        """What the caller asked for at ``asked`` is handed over now. Called per chunk."""
         got = time.monotonic_ns()
-        if got - asked > _WAIT_NS and not there:
-            self._backlog = 0  # who has to wait has caught up
+        if got - asked > WAIT_NS and not there:
+            self.backlog = 0  # who has to wait has caught up
+        else:
+            self.backlog += asked - self._got
         self._got = got
-        if self._first_body is None:
-            self._first_body, self._first_backlog = got, self._backlog
-        if self._stream and self._first is None and self._head is not _OVER:
+        self._keep(data)
+        if self._looking:
             self._look(data, got)
-        self._tail.append(data)
-        if self._stream and b"[DONE]" in data:
+        if b"[DONE]" in data and self._stream:
             self.ended(None)
 
     def _look(self, data: bytes, now: int) -> None:
         """Find the first token-bearing event among the whole events so far."""
-        events, _, self._head = (self._head + data).replace(b"\r\n", b"\n").rpartition(b"\n\n")
-        if sse.bears_token(events):
-            self._first, self._head = now, _OVER
-        elif len(self._head) > _HEAD:
-            self._head = _OVER
+        if self._first_body is None:
+            self._first_body, self._first_backlog = now, self.backlog
+            self._looking = self._stream
+        if self._stream:
+            events, _, self._head = (self._head + data).replace(b"\r\n", b"\n").rpartition(b"\n\n")
+            if sse.bears_token(events):
+                self._first, self._looking = now, False
+            elif len(self._head) > _HEAD:
+                self._looking = False
 
     def ended(self, error: BaseException | None) -> None:
         """The body is read (None), or the attempt failed, was cancelled or given up. Only the first call counts."""
@@ -151,7 +160,7 @@ class Attempt:
             first_body=self._first_body,
             first_token=self._first,
             ended=now,
-            backlog=self._backlog,
+            backlog=self.backlog,
             first_backlog=self._first_backlog,
             server=self._server,
             engine=None if self._server is not None else _engine(tail),
@@ -173,9 +182,6 @@ class Attempt:
         return ending(error, accepted=True)
 
 
-_OVER: Final = b"over"
-
-
 def guard(act: Callable[..., None], *args: Any) -> None:
     """Tell an attempt something; an error of ours is swallowed and counted."""
     try:
@@ -184,13 +190,9 @@ def guard(act: Callable[..., None], *args: Any) -> None:
         faults.swallow("client.attempt", error)
 
 
-def ask(attempt: Attempt, now: int) -> bool:
-    """Tell an attempt that its caller asks for more; whether that is there already."""
-    try:
-        return attempt.asked(now)
-    except Exception as error:
-        faults.swallow("client.asked", error)
-        return False
+def there(attempt: Attempt) -> bool:
+    """Whether a caller who has fallen behind will find more of the body without waiting."""
+    return attempt.backlog > WAIT_NS and bool(tcp.unread(attempt.socket))
 
 
 def watched(inner: Iterator[bytes], attempt: Attempt) -> Generator[bytes, None, None]:
@@ -198,14 +200,14 @@ def watched(inner: Iterator[bytes], attempt: Attempt) -> Generator[bytes, None, 
     clock = time.monotonic_ns
     try:
         while True:
-            begun = clock()
-            there = ask(attempt, begun)
+            asked = clock()
+            ready = attempt.backlog > WAIT_NS and there(attempt)
             try:
                 data = next(inner)
             except StopIteration:
                 break
             try:
-                attempt.took(begun, there, data)
+                attempt.took(asked, ready, data)
             except Exception as error:
                 faults.swallow("client.took", error)
             yield data
@@ -220,14 +222,14 @@ async def watched_async(inner: AsyncIterator[bytes], attempt: Attempt) -> AsyncG
     clock = time.monotonic_ns
     try:
         while True:
-            begun = clock()
-            there = ask(attempt, begun)
+            asked = clock()
+            ready = attempt.backlog > WAIT_NS and there(attempt)
             try:
                 data = await inner.__anext__()
             except StopAsyncIteration:
                 break
             try:
-                attempt.took(begun, there, data)
+                attempt.took(asked, ready, data)
             except Exception as error:
                 faults.swallow("client.took", error)
             yield data

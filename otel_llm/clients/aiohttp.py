@@ -74,14 +74,14 @@ def _reader() -> type:
 
     def reading(name: str) -> Any:
         async def read(self: Any, *args: Any, **kwargs: Any) -> Any:
-            inner, attempt, begun = self._otel_llm_inner, getattr(self, KEY), time.monotonic_ns()
-            there = _attempt.ask(attempt, begun)
+            inner, attempt, asked = self._otel_llm_inner, getattr(self, KEY), time.monotonic_ns()
+            ready = _attempt.there(attempt)
             try:
                 value = await getattr(inner, name)(*args, **kwargs)
             except BaseException as error:
                 _attempt.guard(attempt.ended, error)
                 raise
-            _attempt.guard(_took, inner, attempt, begun, there, value)
+            _attempt.guard(_took, inner, attempt, asked, ready, value)
             return value
 
         return read
@@ -102,10 +102,10 @@ def _reader() -> type:
     return Reader
 
 
-def _took(inner: Any, attempt: _attempt.Attempt, begun: int, there: bool, value: Any) -> None:
+def _took(inner: Any, attempt: _attempt.Attempt, asked: int, ready: bool, value: Any) -> None:
     data = value[0] if isinstance(value, tuple) else value
     if data:
-        attempt.took(begun, there, data)
+        attempt.took(asked, ready, data)
     if inner.at_eof():
         attempt.ended(None)
 

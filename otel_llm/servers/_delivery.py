@@ -28,7 +28,7 @@ def measure(server: ServerEdge, connection: Connection, done: Callable[[], None]
     transport = connection.transport
     socket = None if transport is None else transport.get_extra_info("socket")
     info, waiting = tcp.read(socket), tcp.outstanding(socket)
-    if info is None or waiting is None:
+    if transport is None or info is None or waiting is None:
         done()
         return
     waiting += transport.get_write_buffer_size()

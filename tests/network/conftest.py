@@ -49,9 +49,11 @@ def first_served(process: object) -> Iterator[None]:
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """The experiment comes before whatever else runs on this machine."""
-    with first_served("self"):
-        yield
+    """Where that is allowed, the caller never waits for a processor: that would look like network."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ a rate of 0 is no limit. Prints its own port, then one line of JSON per piece
 of data that it has passed on: direction, when it came in and when it went out
 (``time.monotonic_ns``, which all processes of a host share), and whether the
 end mark of an event stream is in it. It must not wait for a processor: where
-that is allowed it runs with the highest priority.
+that is allowed it runs before all ordinary programs.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def tell(line: str) -> None:
 def main() -> None:
     target, up, down, up_rate, down_rate = (float(argument) for argument in sys.argv[1:])
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(2))
     listener = socket.create_server(("127.0.0.1", 0))
     tell(str(listener.getsockname()[1]))
     while True:
