@@ -21,11 +21,12 @@ import instances  # noqa: E402
 import latency_throughput  # noqa: E402
 import load_test  # noqa: E402
 import network  # noqa: E402
+import queueing  # noqa: E402
 import slo  # noqa: E402
 import yaml  # noqa: E402
 from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
 
-PAGES = (latency_throughput, slo, network, instances, load_test, caches)
+PAGES = (latency_throughput, queueing, slo, network, instances, load_test, caches)
 
 
 def rendered() -> dict[str, str]:
