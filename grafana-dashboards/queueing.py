@@ -142,7 +142,7 @@ def _batch() -> Section:
                 colours=COLOURS,
                 dashed="measured TTFT",
                 formula="sum of queue, and of prefill / requests. Dashed: mean TTFT of requests that ended in full.",
-                reading="What is missing up to the dashed line is spent before the engine: accept, network, preprocess.",
+                reading="The gap up to the dashed line is spent before the engine: accept, network, preprocess.",
                 width=8,
             ),
         ],
