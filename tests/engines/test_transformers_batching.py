@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from otel_llm.engines._transformers_batched import Batched, Sample
 from otel_llm.testing import assert_adds_up
 from otel_llm.timeline import Timeline
 from tests.engines import tiny_transformers as tiny
@@ -167,21 +168,36 @@ def test_samples_of_a_prompt_are_one_request(model: tiny.SlowQwen2, seen: list[T
     assert_adds_up(timeline)
 
 
-def test_generate_batch_returns_what_it_did(model: tiny.SlowQwen2) -> None:
+def generate_batch(model: tiny.SlowQwen2) -> dict[str, tuple[list[int], Any]]:
     config = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=tiny.PAD)
     batching = ContinuousBatchingConfig(num_blocks=32, block_size=4, max_batch_tokens=64, use_cuda_graph=False)
+    outputs = model.generate_batch(
+        inputs=PROMPTS, generation_config=config, continuous_batching_config=batching, progress_bar=False
+    )
+    return {key: (output.generated_tokens, output.timestamps) for key, output in outputs.items()}
 
-    def run() -> dict[str, tuple[list[int], Any]]:
-        outputs = model.generate_batch(
-            inputs=PROMPTS, generation_config=config, continuous_batching_config=batching, progress_bar=False
-        )
-        return {key: (output.generated_tokens, output.timestamps) for key, output in outputs.items()}
 
-    plain = run()
+def test_generate_batch_returns_what_it_did(model: tiny.SlowQwen2) -> None:
+    plain = generate_batch(model)
     with tiny.watched() as seen:
-        assert run() == plain
+        assert generate_batch(model) == plain
     assert sorted(str(timeline.request_id) for timeline in seen) == sorted(plain)
     assert all(timeline.output_tokens == 5 for timeline in seen)
+
+
+@pytest.mark.expects_faults
+@pytest.mark.parametrize("part", ["attach", "admitted", "token", "end"])
+def test_parts_that_fail_change_nothing(
+    model: tiny.SlowQwen2, part: str, monkeypatch: pytest.MonkeyPatch, no_hidden_error: list[tuple[str, Exception]]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(part)
+
+    plain = generate_batch(model)
+    monkeypatch.setattr(Batched if part == "attach" else Sample, part, fail)
+    with tiny.watched():
+        assert generate_batch(model) == plain
+    assert {str(error) for _, error in no_hidden_error} == {part}
 
 
 def test_a_failure_is_an_error(model: tiny.SlowQwen2, seen: list[Timeline], monkeypatch: pytest.MonkeyPatch) -> None:
