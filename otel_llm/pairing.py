@@ -71,7 +71,7 @@ def from_comment(events: bytes) -> ServerTiming | None:
     line = events[start + len(MARK) : start + _LONGEST].partition(b"\n")[0]
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or content.get("v") != _VERSION:
         return None

@@ -13,8 +13,11 @@ from typing import Any, Final
 LOOKED_AT: Final = 256
 """Events that are parsed in search of the first token; after that it stays unknown."""
 
-DONE: Final = b"data: [DONE]"
-"""How a stream of the OpenAI API ends."""
+DONE: Final = b"[DONE]"
+"""The data of the event that ends a stream of the OpenAI API."""
+
+DONE_WITHIN: Final = 10
+"""Where to look for it: so many bytes at the end, its line ends included."""
 
 
 def bears_token(event: bytes) -> bool:
@@ -33,12 +36,13 @@ def _is_output(data: bytes) -> bool:
         return False
     try:
         chunk = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     if not isinstance(chunk, dict):
         return True
-    if "choices" in chunk:
-        return any(_of_choice(choice) for choice in chunk["choices"] or ())
+    choices = chunk.get("choices")
+    if isinstance(choices, list):
+        return any(_of_choice(choice) for choice in choices)
     kind = chunk.get("type")
     if isinstance(kind, str):
         return kind != "message_delta" and kind.endswith((".delta", "_delta")) and bool(chunk.get("delta"))

@@ -28,6 +28,8 @@ _SEARCHED: Final = 1 << 16
 """Bytes at either end of a request that are searched for the model's name."""
 WAIT_NS: Final = 1_000_000
 """A read that takes longer had to wait for data, one of what is there already takes less."""
+HELD_NS: Final = 100_000
+"""A caller who comes back sooner has not held the stream."""
 _TAIL: Final = 16
 """Last chunks of a stream that are kept: they hold what the server says at the end."""
 _HEAD: Final = 1 << 18
@@ -116,15 +118,16 @@ class Attempt:
     def took(self, asked: int, there: bool, data: bytes) -> None:
         """What the caller asked for at ``asked`` is handed over now. Called per chunk."""
         got = time.monotonic_ns()
+        held = asked - self._got
         if got - asked > WAIT_NS and not there:
             self.backlog = 0  # who has to wait has caught up
-        else:
-            self.backlog += asked - self._got
+        elif held > HELD_NS:
+            self.backlog += held
         self._got = got
         self._keep(data)
         if self._looking:
             self._look(data, got)
-        if b"[DONE]" in data and self._stream:
+        if sse.DONE in data[-sse.DONE_WITHIN :] and self._stream:
             self.ended(None)
 
     def _look(self, data: bytes, now: int) -> None:
@@ -259,7 +262,7 @@ def _engine(tail: bytes) -> pairing.ServerTiming | None:
         return None
     try:
         content, _ = json.JSONDecoder().raw_decode(tail[places[-1] :].decode("utf-8", "replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(content, dict):
         return None

@@ -33,7 +33,6 @@ BLOCKED_NS: Final = 1_000_000
 _READ: Final = (b"traceparent", b"tracestate", pairing.ASK.encode())
 """All headers that are looked at."""
 
-_DONE: Final = sse.DONE
 _ROUTES_KEPT: Final = 128
 _reached: Final[dict[str, tuple[str, str]]] = {}
 """Routes that have led to an engine, and to which: their failures are requests too."""
@@ -74,7 +73,7 @@ class Exchange:
             self._quick
             and not self._flow.write_paused
             and message.get("more_body")
-            and not (self._asked and _DONE in message["body"])
+            and not (self._asked and sse.DONE in message["body"][-sse.DONE_WITHIN :])
         ):
             return self._send(message)
         return self._watched(message)
@@ -110,7 +109,7 @@ class Exchange:
             value = pairing.to_header(timing).encode("latin-1")
             return {**message, "headers": [*message.get("headers", ()), (pairing.HEADER.encode(), value)]}
         body = message.get("body", b"")
-        place = body.find(_DONE) if self._stream else -1
+        place = body.rfind(b"data: " + sse.DONE) if self._stream else -1
         if place < 0 or (place > 0 and body[place - 1 : place] != b"\n"):
             return message
         self._asked = False
