@@ -15,6 +15,8 @@ UID: Final = "otel-llm-queue"
 _QUEUE: Final = signals.phase("queue")
 _PREFILL: Final = signals.phase("prefill")
 _DECODE: Final = signals.phase("decode")
+_BEFORE: Final = ("accept", "preprocess", "queue", "prefill")
+"""Phases before the first token. ``network`` has a part after it too and is left out."""
 
 _HOW_TO_READ: Final = """\
 `queue` is **all** waiting from submission to the first scheduling, the engine's input queue included. Requests that \
@@ -133,16 +135,15 @@ def _batch() -> Section:
             time_series(
                 "Time to first token: what it is made of",
                 [
-                    Target(f"{_QUEUE.sum_rate()} / {DURATION.count_rate()}", "queue"),
-                    Target(f"{_PREFILL.sum_rate()} / {DURATION.count_rate()}", "prefill"),
+                    *(Target(f"{signals.phase(name).sum_rate()} / {DURATION.count_rate()}", name) for name in _BEFORE),
                     Target(FIRST_TOKEN.mean(), "measured TTFT"),
                 ],
                 unit="s",
                 stacked="normal",
                 colours=COLOURS,
                 dashed="measured TTFT",
-                formula="sum of queue, and of prefill / requests. Dashed: mean TTFT of requests that ended in full.",
-                reading="The gap up to the dashed line is spent before the engine: accept, network, preprocess.",
+                formula="per phase: sum of its time / requests. Dashed: mean TTFT of requests that ended in full.",
+                reading="The first tokens wait for the thickest band. A gap below the dashed line is a slow upload.",
                 width=8,
             ),
         ],
