@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from otel_llm import faults, outlet
 from otel_llm.recording import Recording
@@ -46,7 +46,7 @@ class request:
         engine: str = "custom",
         request_id: str | None = None,
     ) -> None:
-        self._about = {"model": model, "operation": operation, "engine": engine, "request_id": request_id}
+        self._model, self._operation, self._engine, self._request_id = model, operation, engine, request_id
         self._recording: Recording | None = None
         self._marks: dict[str, Any] = {}
 
@@ -85,7 +85,14 @@ class request:
         if live is None:
             return
         try:
-            self._recording = Recording(live.emit, context=live.capture(), **self._about)  # type: ignore[arg-type]
+            self._recording = Recording(
+                live.emit,
+                engine=self._engine,
+                operation=self._operation,
+                model=self._model,
+                request_id=self._request_id,
+                context=live.capture(),
+            )
         except Exception as fault:
             faults.swallow("request.started", fault)
 
@@ -148,7 +155,7 @@ def measured(
         @functools.wraps(function)
         async def coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
             with begin():
-                return await function(*args, **kwargs)  # type: ignore[misc]
+                return await cast("Awaitable[Any]", function(*args, **kwargs))
 
         @functools.wraps(function)
         def stream(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -157,7 +164,7 @@ def measured(
             return inner if outlet.active is None else kind(inner, _Items(begin(), count))
 
         if inspect.iscoroutinefunction(function):
-            return coroutine  # type: ignore[return-value]
+            return cast("Callable[P, R]", coroutine)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             return stream
         return plain
