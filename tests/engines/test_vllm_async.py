@@ -213,10 +213,16 @@ def test_a_request_given_up_in_decode(live: LiveEngine, seen: list[Timeline], wa
 
 def test_a_request_given_up_before_its_first_token(live: LiveEngine, seen: list[Timeline]) -> None:
     async def ask() -> None:
+        def submitted(request_id: str) -> bool:
+            states = live.engine.output_processor.request_states.values()
+            return any(state.external_req_id == request_id for state in states)
+
         background = [asyncio.create_task(live.ask(f"busy-{i}", words=60, max_tokens=30)) for i in range(20)]
-        await asyncio.sleep(0.05)
+        while not submitted("busy-19"):
+            await asyncio.sleep(0)
         task = asyncio.create_task(live.ask("late", words=60, max_tokens=30))
-        await asyncio.sleep(0.02)
+        while not submitted("late"):
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
