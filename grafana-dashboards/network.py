@@ -7,6 +7,7 @@ from typing import Any, Final
 from page import Section, build_dashboard
 from panels import QUANTILE_COLOURS, Target, density, notes, number, time_series
 from signals import (
+    CLIENT,
     CLIENT_DURATION,
     CLIENT_FAILED,
     CLIENT_PHASE_ORDER,
@@ -36,7 +37,7 @@ def build() -> dict[str, Any]:
     """Return the dashboard's JSON model."""
     description = "Time of clients' attempts by part: connection, network, consumer, and the server's phases."
     sections = [_attempts(), _network()]
-    return build_dashboard(UID, "LLM: network and clients", description, sections, source=CLIENT_DURATION)
+    return build_dashboard(UID, "LLM: network and clients", description, sections, source=CLIENT_DURATION, side=CLIENT)
 
 
 def _attempts() -> Section:

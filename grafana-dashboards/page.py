@@ -10,7 +10,7 @@ from typing import Any, Final
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from panels import SOURCE, WIDTH, Built, Panel
-from signals import DURATION, Metric, label, prometheus_name
+from signals import DURATION, SERVER, Metric, label, prometheus_name
 
 TAG: Final = "otel-llm"
 
@@ -30,11 +30,12 @@ def build_dashboard(
     sections: Sequence[Section],
     variables: Sequence[Any] = (),
     source: Metric = DURATION,
+    side: str = SERVER,
 ) -> dict[str, Any]:
     """
     Return the classic JSON model, which Grafana imports and provisions.
 
-    ``source`` is the histogram whose series offer the jobs, instances, engines and models.
+    ``source`` is the histogram whose series offer the jobs, instances, engines and models, ``side`` whose they are.
     """
     with warnings.catch_warnings():
         # The SDK prefers its newer schema, which older Grafana cannot import.
@@ -44,7 +45,7 @@ def build_dashboard(
     builder.tooltip(models.DashboardCursorSync.CROSSHAIR).timezone("browser")
     links = dashboard.DashboardLink("otel-llm").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
     builder.link(links.as_dropdown(True).include_vars(True).keep_time(True))
-    for variable in (*_common_variables(source), *variables):
+    for variable in (*_common_variables(source, side), *variables):
         builder.with_variable(variable)
     y, identity = 0, 1
     for section in sections:
@@ -74,9 +75,10 @@ def choice(name: str, title: str, values: Sequence[str], default: str, descripti
     return variable.options(options).current(models.VariableOption(text=default, value=default, selected=True))
 
 
-def _common_variables(metric: Metric) -> list[Any]:
+def _common_variables(metric: Metric, side: str) -> list[Any]:
     series = f"{prometheus_name(metric.instrument)}_count"
-    chain = [("job", "job", "Job"), ("instance", "instance", "Instance")]
+    whose = "Client " if side else ""
+    chain = [(f"{side}{name}", name, f"{whose}{name}".capitalize()) for name in ("job", "instance")]
     chain += [("engine", label("gen_ai.provider.name"), "Engine"), ("model", label("gen_ai.request.model"), "Model")]
     source = dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
     variables: list[Any] = [source]

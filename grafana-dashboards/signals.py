@@ -34,11 +34,21 @@ def label(attribute: str) -> str:
     return ATTRIBUTES[attribute].name.replace(".", "_")
 
 
-PROCESS: Final = ('job=~"$job"', 'instance=~"$instance"')
-"""Matchers on what every metric has. VictoriaMetrics has neither label: ``.*`` matches their absence."""
+SERVER, CLIENT = "", "client_"
+"""
+Whose job and instance the variables choose, as prefix of their names.
+
+A client is another service than the server that it calls: links between
+dashboards must not carry the choice of one over to the other.
+"""
+
+
+def process_matchers(side: str) -> tuple[str, ...]:
+    """Matchers on what every metric has. VictoriaMetrics has neither label: ``.*`` matches their absence."""
+    return f'job=~"${side}job"', f'instance=~"${side}instance"'
+
 
 REQUEST: Final = (
-    *PROCESS,
     f'{label("gen_ai.provider.name")}=~"$engine"',
     f'{label("gen_ai.request.model")}=~"$model"',
 )
@@ -134,20 +144,20 @@ class Metric:
         return f"{name}{matchers}[{self.window}]{self.offset}"
 
 
-def _metric(name: str) -> Metric:
+def _metric(name: str, side: str = SERVER) -> Metric:
     instrument = INSTRUMENTS[name]
     of_requests = "gen_ai.request.model" in instrument.attributes
-    return Metric(instrument, REQUEST if of_requests else PROCESS)
+    return Metric(instrument, process_matchers(side) + (REQUEST if of_requests else ()))
 
 
 DURATION: Final = _metric("gen_ai.server.request.duration")
 FIRST_TOKEN: Final = _metric("gen_ai.server.time_to_first_token")
 PER_OUTPUT_TOKEN: Final = _metric("gen_ai.server.time_per_output_token")
 PHASE: Final = _metric("otel_llm.request.phase.duration")
-CLIENT_DURATION: Final = _metric("gen_ai.client.operation.duration")
-FIRST_CHUNK: Final = _metric("gen_ai.client.operation.time_to_first_chunk")
-CLIENT_PHASE: Final = _metric("otel_llm.client.phase.duration")
-NETWORK: Final = _metric("otel_llm.network.duration")
+CLIENT_DURATION: Final = _metric("gen_ai.client.operation.duration", CLIENT)
+FIRST_CHUNK: Final = _metric("gen_ai.client.operation.time_to_first_chunk", CLIENT)
+CLIENT_PHASE: Final = _metric("otel_llm.client.phase.duration", CLIENT)
+NETWORK: Final = _metric("otel_llm.network.duration", CLIENT)
 SLO: Final = _metric("otel_llm.request.slo")
 ERRORS: Final = _metric("otel_llm.telemetry.errors")
 EXPORTED: Final = _metric("otel_llm.telemetry.exported")

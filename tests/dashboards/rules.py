@@ -20,6 +20,8 @@ from otel_llm.conventions import ATTRIBUTES
 Rule = Callable[[Dashboard], list[str]]
 
 TARGET_LABELS: Final = {"job", "instance", "le", "service_instance_id"}
+CLIENT_PAGES: Final = {"otel-llm-network": "client_"}
+"""Dashboards of clients: their services are not the servers', so the variables have a prefix."""
 FIXED_WINDOWS: Final = {"otel-llm-slo"}
 """Dashboards whose windows are part of what they say: burn rates and error budgets."""
 
@@ -36,7 +38,8 @@ def variables(dashboard: Dashboard) -> list[str]:
     """4. ``.*`` matches the absence of a label too: VictoriaMetrics has neither job nor instance."""
     faults = []
     by_name = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
-    for name in ("job", "instance", "engine", "model"):
+    side = CLIENT_PAGES.get(dashboard["uid"], "")
+    for name in (f"{side}job", f"{side}instance", "engine", "model"):
         variable = by_name.get(name, {})
         wanted = {"type": "query", "multi": True, "includeAll": True, "allValue": ".*", "refresh": 2}
         faults += [f"{name}: {key}" for key, value in wanted.items() if variable.get(key) != value]
@@ -54,7 +57,8 @@ def filters(dashboard: Dashboard) -> list[str]:
     faults = []
     for where, found in nodes(dashboard, promql_parser.VectorSelector):
         instrument = metrics().get(found.node.name)
-        wanted = {"job": "$job", "instance": "$instance"}
+        side = CLIENT_PAGES.get(dashboard["uid"], "")
+        wanted = {"job": f"${side}job", "instance": f"${side}instance"}
         if instrument is not None and "gen_ai.request.model" in instrument.attributes:
             wanted |= {"gen_ai_provider_name": "$engine", "gen_ai_request_model": "$model"}
         has = {m.name: m.value for m in found.node.matchers.matchers if m.op == promql_parser.MatchOp.Re}
