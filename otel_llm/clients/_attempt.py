@@ -26,6 +26,7 @@ _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\\\]|\\\\.){1,256})"')
 _METRICS: Final = re.compile(rb'"metrics"\s*:\s*(?={)')
 _SEARCHED: Final = 1 << 16
 """Bytes at either end of a request that are searched for the model's name."""
+_ENDS: Final = sse.ENDS
 WAIT_NS: Final = 1_000_000
 """A read that takes longer had to wait for data, one of what is there already takes less."""
 HELD_NS: Final = 100_000
@@ -127,7 +128,7 @@ class Attempt:
         self._keep(data)
         if self._looking:
             self._look(data, got)
-        if sse.DONE in data[-sse.DONE_WITHIN :] and self._stream:
+        if data.endswith(_ENDS) and self._stream:
             self.ended(None)
 
     def _look(self, data: bytes, now: int) -> None:

@@ -33,6 +33,7 @@ BLOCKED_NS: Final = 1_000_000
 _READ: Final = (b"traceparent", b"tracestate", pairing.ASK.encode())
 """All headers that are looked at."""
 
+_ENDS: Final = sse.ENDS
 _ROUTES_KEPT: Final = 128
 _reached: Final[dict[str, tuple[str, str]]] = {}
 """Routes that have led to an engine, and to which: their failures are requests too."""
@@ -73,7 +74,7 @@ class Exchange:
             self._quick
             and not self._flow.write_paused
             and message.get("more_body")
-            and not (self._asked and sse.DONE in message["body"][-sse.DONE_WITHIN :])
+            and not (self._asked and message["body"].endswith(_ENDS))
         ):
             return self._send(message)
         return self._watched(message)
