@@ -162,6 +162,14 @@ INSTRUMENTS: Final = {
             LATENCY_SECONDS,
         ),
         Instrument(
+            "otel_llm.request.inter_token_latency",
+            "histogram",
+            "s",
+            "Between two consecutive outputs of a request, as the engine stamps them (vLLM; own pipeline only).",
+            ("gen_ai.provider.name", "gen_ai.request.model"),
+            TOKEN_SECONDS,
+        ),
+        Instrument(
             "otel_llm.network.duration",
             "histogram",
             "s",

@@ -18,6 +18,7 @@ from otel_llm.config import Settings
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 from otel_llm.pipeline import exit as process_exit
 from otel_llm.pipeline.process import PerProcess
+from otel_llm.recording import TokenGaps
 from otel_llm.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -214,10 +215,10 @@ def add_sink(sink: Sink) -> Callable[[], None]:
     return remove
 
 
-def emit(timeline: Timeline) -> None:
-    """Take a finished timeline. Never raises."""
+def emit(timeline: Timeline | TokenGaps) -> None:
+    """Take a finished timeline, or what an engine reports by the step. Never raises."""
     try:
-        edge = getattr(timeline.context, "edge", None)
+        edge = getattr(timeline.context, "edge", None) if isinstance(timeline, Timeline) else None
         if edge is not None and edge.collect(timeline):
             return
         live = _current_live()
@@ -225,6 +226,8 @@ def emit(timeline: Timeline) -> None:
             live.recorder.record(timeline)
     except Exception as error:
         faults.swallow("emit", error)
+    if isinstance(timeline, TokenGaps):
+        return  # sinks are given requests
     for sink in tuple(_sinks):
         try:
             sink(timeline)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from otel_llm import faults
+from otel_llm.recording import TokenGaps
 from otel_llm.timeline import Timeline
 
 
@@ -31,8 +32,8 @@ class Capture(Protocol):
 class Probe(NamedTuple):
     """What an engine file is given; it knows nothing of OpenTelemetry."""
 
-    emit: Callable[[Timeline], None]
-    """Takes each finished request. Never raises."""
+    emit: Callable[[Timeline | TokenGaps], None]
+    """Takes each finished request, and what an engine reports by the step. Never raises."""
     capture: Capture
     ready: Callable[[], None]
     """Called when the engine is about to serve in this process. Never raises."""
@@ -135,10 +136,9 @@ class Patcher:
     """The hooks of one engine in this process."""
 
     def __init__(
-        self, engine: Engine, emit: Callable[[Timeline], None], capture: Capture, ready: Callable[[], None]
+        self, engine: Engine, emit: Callable[[Timeline | TokenGaps], None], capture: Capture, ready: Callable[[], None]
     ) -> None:
-        self.engine = engine
-        self.breaker = faults.Breaker(engine.name)
+        self.engine, self.breaker = engine, faults.Breaker(engine.name)
         self.state: State = "off"
         self.reason = ""
         self.probe = Probe(emit, capture, ready, self.breaker)
@@ -148,7 +148,7 @@ class Patcher:
 
     def arm(self) -> None:
         """Wait for the engine's import; apply now what is imported already."""
-        import wrapt  # here, because wrapt imports asyncio: 50 ms that `import otel_llm` must not cost
+        import wrapt  # here, because wrapt imports asyncio, which only an instrumented process needs
 
         self.state = "armed"
         for anchor in self.engine.anchors:

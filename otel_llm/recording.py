@@ -8,10 +8,21 @@ stamps that they have seen; the result is a ``Timeline``, emitted once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from otel_llm.timeline import Outcome, Timeline, merged, wall_offset
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGaps:
+    """Inter-token latencies that an engine reports by itself, of whichever requests: one emission per step."""
+
+    engine: str
+    model: str | None
+    gaps: Mapping[float, int]
+    """Seconds between two consecutive outputs of a request, and how many were that long."""
 
 
 class Recording:

@@ -13,6 +13,9 @@ from typing import Final
 TEXT_LIMIT: Final = 256
 """Longest string that leaves, in characters."""
 
+SECONDS_LIMIT: Final = 1e7
+"""Longest duration that is believed, 115 days."""
+
 OTHER: Final = "_other"
 INVALID: Final = "_invalid"
 _REPLACEMENT: Final = "\ufffd"
@@ -39,7 +42,7 @@ def seconds(nanoseconds: float | None) -> float | None:
     if nanoseconds is None:
         return None
     value = nanoseconds / 1e9
-    return value if 0.0 <= value < 1e7 else None
+    return value if 0.0 <= value < SECONDS_LIMIT else None
 
 
 def count(value: object) -> int | None:

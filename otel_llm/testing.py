@@ -85,7 +85,7 @@ def _originals(hooks: tuple[Hook, ...]) -> dict[str, tuple[Any, str, Any]]:
     return {target: place for target, place in places.items() if place is not None}
 
 
-def _drop(_timeline: Timeline) -> None:
+def _drop(_timeline: object) -> None:
     """Takes timelines and keeps none."""
 
 

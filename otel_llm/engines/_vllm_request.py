@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 from typing import Any, Final
+from weakref import WeakSet
 
 from otel_llm.patching import Call, Probe
 from otel_llm.recording import Recording
@@ -16,6 +17,21 @@ from otel_llm.timeline import Timeline, ending, nanoseconds
 
 current: Final[ContextVar[Request | None]] = ContextVar("otel_llm_vllm_request", default=None)
 """The request whose engine requests are being submitted in this task."""
+
+
+def served_model(config: Any) -> str:
+    """The name that clients know the model by; the first one if it has several."""
+    served = config.served_model_name
+    return served if isinstance(served, str) else served[0]
+
+
+class Batch:
+    """A call of the offline ``LLM``, which submits many requests."""
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        self.requests: WeakSet[Request] = WeakSet()
+        self.reported: BaseException | None = None
 
 
 def refused(error: BaseException) -> bool:
@@ -72,14 +88,14 @@ class Request(Recording):
 
     def __init__(self, call: Call, probe: Probe, operation: str) -> None:
         config = getattr(call.instance, "llm_engine", call.instance).model_config
-        served = getattr(call.get("lora_request"), "lora_name", config.served_model_name)
+        adapter = call.get("lora_request")
         self.samples: list[Sample] = []
         self.streamed = False
         super().__init__(
             probe.emit,
             engine="vllm",
             operation=operation,
-            model=served if isinstance(served, str) else served[0],
+            model=served_model(config) if adapter is None else adapter.lora_name,
             request_id=call.get("request_id"),
             context=probe.capture(call.get("trace_headers")),
         )

@@ -10,13 +10,14 @@ vllm/v1/metrics/{stats,loggers}.py.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
 
-from otel_llm.engines._vllm_request import Request, Sample, current, refused
+from otel_llm.engines._vllm_request import Batch, Request, Sample, current, refused, served_model
 from otel_llm.patching import Body, Call, Engine, Hook, Probe, Returned
+from otel_llm.recording import TokenGaps
 from otel_llm.streams import AsyncStream
 from otel_llm.timeline import nanoseconds
 
@@ -24,15 +25,6 @@ Steps = Generator[None, Returned, Any]
 KEY = "_otel_llm"
 _batch: ContextVar[Batch | None] = ContextVar("otel_llm_vllm_batch", default=None)
 _stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", default=False)
-
-
-class Batch:
-    """A call of the offline ``LLM``, which submits many requests."""
-
-    def __init__(self, operation: str) -> None:
-        self.operation = operation
-        self.requests: WeakSet[Request] = WeakSet()
-        self.reported: BaseException | None = None
 
 
 def _hooks(probe: Probe) -> tuple[Hook, ...]:
@@ -104,6 +96,13 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         if _stats_forced.get():
             call.replace("enable_default_loggers", False)
         yield
+        setattr(call.instance, KEY, served_model(call.get("vllm_config").model_config))
+
+    def gaps(call: Call) -> Steps:
+        yield
+        found = getattr(call.get("iteration_stats"), "inter_token_latencies_iter", None)
+        if found:  # one value per output of the step, nearly all of them equal
+            probe.emit(TokenGaps("vllm", getattr(call.instance, KEY, None), Counter(found)))
 
     def offline(operation: str) -> Body:
         def body(call: Call) -> Steps:
@@ -134,6 +133,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
         Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
+        Hook(("vllm.v1.metrics.loggers:StatLoggerManager.record",), gaps),
         Hook(("vllm.entrypoints.llm:LLM.generate",), offline("text_completion"), required=False),
         Hook(("vllm.entrypoints.llm:LLM.chat",), offline("chat"), required=False),
     )

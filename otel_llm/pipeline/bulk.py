@@ -66,16 +66,16 @@ class _Bulk:
         self._lock = threading.Lock()
         self._start = time.time_ns()
 
-    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
-        """Count one measurement. The least that the serving thread can do for it."""
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None, times: int = 1) -> None:
+        """Count one measurement, or several of the same value. The least that the serving thread can do for it."""
         labels = attributes or {}
         key = tuple(labels.items())
         index = bisect.bisect_left(self._bounds, amount)
         with self._lock:
             series = self._series.get(key) or self._new(key)
-            series.counts[index] += 1
-            series.number += 1
-            series.total += amount
+            series.counts[index] += times
+            series.number += times
+            series.total += amount * times
             if amount < series.lowest:
                 series.lowest = amount
             if amount > series.highest:

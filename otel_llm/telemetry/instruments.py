@@ -12,6 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from otel_llm import conventions, faults, sanitize
 from otel_llm.config import Targets
+from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.slo import judge
 from otel_llm.timeline import Phase, Timeline
 
@@ -50,6 +51,7 @@ class MetricWriter:
         self._first_token = self._histogram("gen_ai.server.time_to_first_token")
         self._per_token = self._histogram("gen_ai.server.time_per_output_token")
         self._phase = self._histogram("otel_llm.request.phase.duration")
+        self._gaps = self._histogram("otel_llm.request.inter_token_latency")
         self.network = self._histogram("otel_llm.network.duration")
         self._tokens = self._counter("otel_llm.request.tokens")
         self._slo = None if targets is None else self._counter("otel_llm.request.slo")
@@ -91,15 +93,27 @@ class MetricWriter:
                     1, {**labels, "otel_llm.slo.met": verdict.met, "otel_llm.slo.cause": verdict.cause}, context
                 )
 
+    def write_gaps(self, step: TokenGaps) -> None:
+        """Only where the pipeline adds measurements up: one record of the SDK per token is too dear."""
+        add = getattr(self._gaps, "add", None)  # the pipeline's own histograms have it, the SDK's have not
+        if add is None:
+            return
+        labels = {"gen_ai.provider.name": sanitize.text(step.engine), "gen_ai.request.model": self._model(step.model)}
+        for seconds, times in step.gaps.items():
+            if 0 <= seconds < sanitize.SECONDS_LIMIT:
+                add(seconds, labels, None, times)
+
     def _labels(self, timeline: Timeline) -> Labels:
-        model = timeline.model
-        if model is not None and len(self._models) < MODEL_LIMIT:
-            self._models.add(model)
         return {
             "gen_ai.operation.name": sanitize.text(timeline.operation),
             "gen_ai.provider.name": sanitize.text(timeline.engine),
-            "gen_ai.request.model": sanitize.label(model, self._models),
+            "gen_ai.request.model": self._model(timeline.model),
         }
+
+    def _model(self, model: str | None) -> str:
+        if model is not None and len(self._models) < MODEL_LIMIT:
+            self._models.add(model)
+        return sanitize.label(model, self._models)
 
     @staticmethod
     def _record(histogram: Histogram, nanoseconds: float | None, labels: Labels, context: Context) -> None:

@@ -10,6 +10,7 @@ from opentelemetry.trace import TracerProvider
 
 from otel_llm import conventions
 from otel_llm.config import Targets
+from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.client import ClientWriter
 from otel_llm.telemetry.context import Captured
 from otel_llm.telemetry.instruments import Loss, MetricWriter
@@ -42,8 +43,12 @@ class Recorder:
             None if self._metrics is None else self._metrics.network,
         )
 
-    def record(self, timeline: Timeline) -> None:
+    def record(self, timeline: Timeline | TokenGaps) -> None:
         """Write the request once. ``timeline.context`` is what ``capture`` returned, or None."""
+        if isinstance(timeline, TokenGaps):
+            if self._metrics is not None:
+                self._metrics.write_gaps(timeline)
+            return
         captured = cast("Captured | None", timeline.context)
         context = Context() if captured is None else captured.context
         phases = timeline.phases()

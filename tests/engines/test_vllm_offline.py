@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 import otel_llm
+from otel_llm.engines.vllm import ENGINE
+from otel_llm.patching import Patcher
 from otel_llm.testing import assert_adds_up, recording
 from otel_llm.timeline import Timeline
 from tests.engines import vllm_live
@@ -256,3 +258,24 @@ def test_an_error_in_any_hook_leaves_the_engine_and_its_answers_alone(llm: Any, 
         assert patcher.breaker.seen > 0
     assert some() == healthy
     assert not llm.llm_engine.output_processor.request_states
+
+
+def test_inter_token_latencies_are_those_of_the_engine(llm: Any, seen: list[Timeline]) -> None:
+    from otel_llm.recording import TokenGaps
+
+    steps: list[Any] = []
+    patcher = Patcher(ENGINE, steps.append, lambda _headers=None, _carried=None: None, lambda: None)
+    otel_llm.uninstrument()
+    patcher.arm()
+    try:
+        delay = Delay(0.05, range(1, 6))
+        with wrapped(core(llm).model_executor, "execute_model", delay, nothing):
+            llm.generate([vllm_live.prompt(4)] * 3, params(max_tokens=6), use_tqdm=False)
+    finally:
+        patcher.undo()
+        otel_llm.instrument(engines=["vllm"])
+    gaps = [step for step in steps if isinstance(step, TokenGaps)]
+    assert sum(sum(step.gaps.values()) for step in gaps) == 3 * 5
+    assert all(seconds >= 0.05 for step in gaps for seconds in step.gaps)
+    decodes = [part.duration for t in steps if isinstance(t, Timeline) for part in t.phases() if part.name == "decode"]
+    assert sum(seconds * n for step in gaps for seconds, n in step.gaps.items()) == pytest.approx(sum(decodes) / 1e9)

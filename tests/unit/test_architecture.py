@@ -37,10 +37,10 @@ ARROWS = {
         "tcp",
         "timeline",
     },
-    "patching": {"faults", "timeline"},
+    "patching": {"faults", "recording", "timeline"},
     "decorators": {"faults", "outlet", "recording", "streams", "timeline"},
     "engines": {"engines", "faults", "patching", "recording", "streams", "timeline"},
-    "telemetry": DATA | {"telemetry", "edge"},
+    "telemetry": DATA | {"telemetry", "edge", "recording"},
     "pipeline": {"faults", "pipeline"},
 }
 """Room -> rooms that it may import; rooms that are not listed may import all of them."""

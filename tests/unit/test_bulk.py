@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_llm.config import Targets
 from otel_llm.pipeline import bulk
 from otel_llm.pipeline.exporters import CountingMetricExporter, Loss
+from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.recorder import Recorder
 from tests.golden.test_golden import CASES
 
@@ -108,3 +109,21 @@ def test_series_are_capped_and_what_comes_later_overflows() -> None:
 def test_other_preferences_are_left_to_the_sdk(preferences: dict[str, Any], taken: bool) -> None:
     exporter = CountingMetricExporter(Kept(**preferences), Loss().metrics)
     assert bulk.takes_bulk(exporter) is taken
+
+
+def test_inter_token_latencies_are_added_up_and_never_recorded_one_by_one() -> None:
+    def count(provider: Any, complete: Any, reader: InMemoryMetricReader) -> int:
+        recorder = Recorder(None, provider, loss=Loss())
+        recorder.record(TokenGaps("vllm", "tiny", {0.011: 5, 0.021: 2, float("nan"): 1, -1.0: 1}))
+        data = reader.get_metrics_data()
+        assert data is not None
+        found = {key[0]: fields for key, (_, fields) in points(complete(data)).items()}
+        latency = found.get("otel_llm.request.inter_token_latency", {"count": 0, "sum": 0})
+        assert latency["sum"] == pytest.approx(latency["count"] and 5 * 0.011 + 2 * 0.021)
+        number: int = latency["count"]
+        return number
+
+    reader, foreign = InMemoryMetricReader(), InMemoryMetricReader()
+    ours = bulk.BulkMeterProvider(MeterProvider([reader]))
+    assert count(ours, ours.complete, reader) == 7
+    assert count(MeterProvider([foreign]), lambda data: data, foreign) == 0

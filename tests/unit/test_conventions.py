@@ -13,7 +13,9 @@ from otel_llm import conventions, faults
 from otel_llm.client_timeline import ClientTimeline
 from otel_llm.config import Targets
 from otel_llm.pairing import ServerTiming
+from otel_llm.pipeline.bulk import BulkMeterProvider
 from otel_llm.pipeline.exporters import Loss
+from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.recorder import Recorder
 from tests.golden.test_golden import CASES
 
@@ -64,7 +66,7 @@ def test_no_bucket_bound_is_an_integer_and_all_rise() -> None:
 
 def test_emitted_equals_declared() -> None:
     exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracer_provider, meter_provider = TracerProvider(), MeterProvider([reader])
+    tracer_provider, meter_provider = TracerProvider(), BulkMeterProvider(MeterProvider([reader]))
     tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
     recorder = Recorder(tracer_provider, meter_provider, targets=Targets(ttft=0.05), loss=Loss())
     for timeline in CASES.values():
@@ -73,7 +75,10 @@ def test_emitted_equals_declared() -> None:
         span = recorder.clients.begin(attempt.operation, attempt.model, attempt.started)
         span.finish(attempt)
     faults.errors["test"] += 1
-    found = reader.get_metrics_data()
+    recorder.record(TokenGaps("vllm", "tiny", {0.02: 3}))
+    inner = reader.get_metrics_data()
+    assert inner is not None
+    found = meter_provider.complete(inner)
     del faults.errors["test"]
 
     seen: dict[str, set[str]] = {"request": set(), "phase": set(), "client": set()}
@@ -86,7 +91,6 @@ def test_emitted_equals_declared() -> None:
     assert seen["phase"] == set(conventions.PHASE_SPAN)
     assert seen["client"] == set(conventions.CLIENT_SPAN)
 
-    assert found is not None
     (scope,) = found.resource_metrics[0].scope_metrics
     assert scope.scope.name == conventions.SCOPE
     assert {metric.name for metric in scope.metrics} == set(conventions.INSTRUMENTS)
