@@ -73,9 +73,10 @@ class Breaker:
             logger.error("otel_llm: %d errors, the hooks of %s are switched off", self.seen, self.engine)
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Start anew: in a forked child, whose parent counts its own errors, and in tests."""
     errors.clear()
     _spoken.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=forget)

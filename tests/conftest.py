@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def no_hidden_error(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, Exception]]]:
     """Every error that production would swallow fails the test, unless it expects them."""
-    faults.errors.clear()
+    faults.forget()
     with swallowed() as errors:
         yield errors
     if request.node.get_closest_marker("expects_faults") is None and errors:

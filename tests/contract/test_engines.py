@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import otel_llm
 from otel_llm import engines
 from otel_llm.faults import Breaker
 from otel_llm.patching import Engine, Hook, Patcher, Probe, resolve
@@ -91,6 +92,7 @@ def test_the_file_imports_without_the_engine(engine: Engine) -> None:
     program = f"""
 import sys
 for name in {blocked!r}: sys.modules[name] = None
+import otel_llm
 from otel_llm import engines
 print([engines.load(name).name for name in engines.names()])
 """
@@ -109,3 +111,17 @@ def test_the_folder_is_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "brandnew" in engines.names()
     assert engines.load("brandnew").name == "brandnew"
     sys.modules.pop("otel_llm.engines.brandnew", None)
+
+
+def test_instrument_twice_is_once_and_uninstrument_restores(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    places = [place for hook in hooks_of(engine) if (place := resolve(hook)) is not None]
+    name = next(name for name in engines.names() if engines.load(name) is engine)
+    otel_llm.instrument(engines=[name])
+    once = [vars(parent).get(attribute) for parent, attribute, _ in places]
+    otel_llm.instrument(engines=[name])
+    assert [vars(parent).get(attribute) for parent, attribute, _ in places] == once
+    assert "already instrumented" in caplog.text
+    assert otel_llm.status().engines[engine.name].state == "applied"
+    otel_llm.uninstrument()
+    assert all(vars(parent).get(attribute, original) is original for parent, attribute, original in places)
+    assert otel_llm.status().instrumented is False
