@@ -17,6 +17,7 @@ from otel_llm.report.receiver import Receiver
 pytestmark = pytest.mark.usefixtures("quiet")
 
 PROMPT = {"model": MODEL, "prompt": "A request waits", "max_tokens": 16, "ignore_eos": True}
+pytestmark = pytest.mark.link
 ROUNDS = 5
 NEAR_NS = 5e6
 SHARE = 0.02
