@@ -14,10 +14,9 @@ from otel_llm.client_timeline import ClientTimeline
 from otel_llm.demo.server import MODEL
 from otel_llm.report.receiver import Receiver
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.link]
 
 PROMPT = {"model": MODEL, "prompt": "A request waits", "max_tokens": 16, "ignore_eos": True}
-pytestmark = pytest.mark.link
 ROUNDS = 5
 NEAR_NS = 5e6
 SHARE = 0.02
