@@ -75,7 +75,10 @@ def flush_after(flush: Callable[[], None]) -> Callable[[Callable[..., Any]], Cal
             try:
                 return await original(self, *args, **kwargs)
             finally:
-                flush()
+                try:
+                    flush()
+                except Exception as error:
+                    faults.swallow("pipeline.flush", error)
 
         return shutdown
 

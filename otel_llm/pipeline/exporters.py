@@ -20,29 +20,49 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from otel_llm import faults
 
 
+class Outage:
+    """Loss is said once when it starts and once when it is over, for all kinds of telemetry together."""
+
+    def __init__(self) -> None:
+        self._losing: set[str] = set()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether something is being lost now."""
+        return bool(self._losing)
+
+    def begins(self, signal: str, cause: str) -> None:
+        """The collector did not take a batch."""
+        if not self._losing:
+            faults.logger.warning("otel_llm: %s are being lost (%s)", signal, cause)
+        self._losing.add(signal)
+
+    def ends(self, signal: str, lost: int) -> None:
+        """The collector took a batch."""
+        if signal in self._losing:
+            self._losing.discard(signal)
+            if not self._losing:
+                faults.logger.warning("otel_llm: %s are delivered again, %d were lost", signal, lost)
+
+
 class Tally:
     """What became of one kind of telemetry in this process."""
 
-    def __init__(self, signal: str) -> None:
-        self.signal = signal
+    def __init__(self, signal: str, outage: Outage) -> None:
+        self.signal, self._outage = signal, outage
         self.accepted = 0
         self.failed = 0
         self.rejected = 0
-        self._losing = False
 
     def delivered(self, count: int) -> None:
         """The collector took them."""
         self.accepted += count
-        if self._losing:
-            self._losing = False
-            faults.logger.warning("otel_llm: %s are delivered again, %d were lost", self.signal, self.failed)
+        self._outage.ends(self.signal, self.failed)
 
     def lost(self, count: int, cause: str) -> None:
-        """The collector did not take them; said once when loss starts."""
+        """The collector did not take them."""
         self.failed += count
-        if not self._losing:
-            self._losing = True
-            faults.logger.warning("otel_llm: %s are being lost (%s)", self.signal, cause)
+        self._outage.begins(self.signal, cause)
 
 
 class CountingSpanExporter(SpanExporter):
@@ -152,8 +172,8 @@ class Loss:
     """What was exported and dropped, for the self-metrics and ``status()``."""
 
     def __init__(self) -> None:
-        self.spans = Tally("spans")
-        self.metrics = Tally("metrics")
+        self.outage = Outage()
+        self.spans, self.metrics = Tally("spans", self.outage), Tally("metrics", self.outage)
         self.queues: list[QueueWatch] = []
 
     def exported(self) -> dict[str, int]:

@@ -124,7 +124,7 @@ class Pipeline:
     def shutdown(self) -> None:
         """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
         self._together("shutdown")
-        if left := self.loss.waiting():
+        if (left := self.loss.waiting()) and not self.loss.outage.lasts:
             faults.logger.warning("otel_llm: %d spans were not delivered in time before the exit", left)
 
     def _together(self, method: str) -> None:

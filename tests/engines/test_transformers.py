@@ -229,7 +229,7 @@ def test_the_name_of_a_model_shows_no_path(model: tiny.SlowQwen2, seen: list[Tim
     names = {
         "": "SlowQwen2",
         "org/name": "name",
-        "/home/someone/models/tiny/": "tiny",
+        "/srv/models/tiny/": "tiny",
         "C:\\models\\tiny": "tiny",
         "/cache/hub/models--Org--Name-1B/snapshots/0123abc": "Name-1B",
     }
