@@ -18,6 +18,10 @@ SLO_TTFT: Final = "OTEL_LLM_SLO_TTFT"
 SLO_TPOT: Final = "OTEL_LLM_SLO_TPOT"
 PUBLIC_ENDPOINT: Final = "OTEL_LLM_PUBLIC_ENDPOINT"
 TIMING: Final = "OTEL_LLM_TIMING"
+SAMPLED_PER_SECOND: Final = "OTEL_LLM_SAMPLED_PER_SECOND"
+
+SAMPLED_DEFAULT: Final = 100.0
+"""Keeps what spans cost to a few percent of one processor, however many requests there are."""
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 
@@ -43,6 +47,8 @@ class Settings:
     """Start a new trace with a link instead of following a caller's. ``OTEL_LLM_PUBLIC_ENDPOINT``."""
     timing: bool = False
     """Tell a client that asks for it where the time of its request went. ``OTEL_LLM_TIMING``."""
+    sampled_per_second: float = SAMPLED_DEFAULT
+    """Requests per second and process that may have spans. ``OTEL_LLM_SAMPLED_PER_SECOND``; ``inf`` lifts the cap."""
 
     @classmethod
     def load(
@@ -56,7 +62,7 @@ class Settings:
         """
         Arguments win over the environment.
 
-        Raises ValueError for a target that is unknown or not a positive number.
+        Raises ValueError for a target that is unknown or not a positive number, and for a negative cap.
         """
         if engines is None and (listed := environment.get(ENGINES, "").strip()):
             engines = [name.strip() for name in listed.split(",") if name.strip()]
@@ -66,12 +72,20 @@ class Settings:
             targets=_targets(slo, environment),
             public_endpoint=flag(PUBLIC_ENDPOINT, environment),
             timing=flag(TIMING, environment),
+            sampled_per_second=_cap(environment),
         )
 
 
 def flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a variable says yes: 1, true, yes or on, in any case."""
     return environment.get(name, "").strip().lower() in _TRUE
+
+
+def _cap(environment: Mapping[str, str]) -> float:
+    cap = float(environment.get(SAMPLED_PER_SECOND, "").strip() or SAMPLED_DEFAULT)
+    if not cap >= 0:
+        raise ValueError(f"{SAMPLED_PER_SECOND} is a number of requests per second")
+    return cap
 
 
 def _targets(slo: Mapping[str, float] | None, environment: Mapping[str, str]) -> Targets | None:

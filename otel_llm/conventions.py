@@ -236,6 +236,13 @@ INSTRUMENTS: Final = {
             "Spans and metric points lost: queue full, refused, or no collector (own pipeline only).",
             ("otel_llm.signal",),
         ),
+        Instrument(
+            "otel_llm.telemetry.capped",
+            "observable_counter",
+            "{request}",
+            "Requests without spans by the cap OTEL_LLM_SAMPLED_PER_SECOND; metrics count them (own pipeline only).",
+            ("otel_llm.signal",),
+        ),
     )
 }
 

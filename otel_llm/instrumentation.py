@@ -57,6 +57,8 @@ class Status:
     """Exporters of our own pipeline by signal; empty before the first request or with the application's providers."""
     exported: Mapping[str, int]
     dropped: Mapping[str, int]
+    capped: Mapping[str, int]
+    """Requests without spans, because more were sampled than ``OTEL_LLM_SAMPLED_PER_SECOND`` allows."""
     errors: Mapping[str, int]
     """Errors of our own, swallowed, by place."""
 
@@ -89,7 +91,9 @@ class _Active:
         metrics = self.meter_provider or context.application_meter_provider()
         served: dict[Signal, object] = {"traces": traces, "metrics": metrics}
         missing: frozenset[Signal] = frozenset(signal for signal, provider in served.items() if provider is None)
-        pipeline = Pipeline(self.settings.service_name, missing) if missing and not sdk_disabled() else None
+        pipeline = None
+        if missing and not sdk_disabled():
+            pipeline = Pipeline(self.settings.service_name, missing, self.settings.sampled_per_second)
         if pipeline is not None:
             traces, metrics = traces or pipeline.tracer_provider, metrics or pipeline.bulk or pipeline.meter_provider
             process_exit.arm_child()
@@ -191,6 +195,7 @@ def status() -> Status:
         exporters={} if pipeline is None else dict(pipeline.exporters),
         exported={} if pipeline is None else pipeline.loss.exported(),
         dropped={} if pipeline is None else pipeline.loss.dropped(),
+        capped={} if pipeline is None else pipeline.loss.capped(),
         errors=dict(faults.errors),
     )
 

@@ -116,6 +116,7 @@ def _environment(base: Mapping[str, str], collector: str, scratch: Path) -> dict
     kept = {name: value for name, value in base.items() if not name.startswith(_FOREIGN)}
     return kept | {
         "OTEL_LLM_ENABLED": "1",
+        "OTEL_LLM_SAMPLED_PER_SECOND": "inf",  # its report is made of spans
         "OTEL_SERVICE_NAME": "otel-llm-demo",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from otel_llm import faults
+from otel_llm.pipeline.sampling import CappedSampler
 
 
 class Outage:
@@ -175,6 +176,7 @@ class Loss:
         self.outage = Outage()
         self.spans, self.metrics = Tally("spans", self.outage), Tally("metrics", self.outage)
         self.queues: list[QueueWatch] = []
+        self.sampler: CappedSampler | None = None
 
     def exported(self) -> dict[str, int]:
         """Accepted by the collector, by kind."""
@@ -184,6 +186,10 @@ class Loss:
         """Lost, by kind; spans that still wait are not lost yet."""
         overflow = sum(queue.overflow for queue in self.queues)
         return {"spans": self.spans.failed + self.spans.rejected + overflow, "metrics": self.metrics.failed}
+
+    def capped(self) -> dict[str, int]:
+        """Requests that have no spans because too many are sampled; nothing is lost of their metrics."""
+        return {"spans": 0 if self.sampler is None else self.sampler.capped}
 
     def waiting(self) -> int:
         """Spans that wait for their export."""

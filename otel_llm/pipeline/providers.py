@@ -8,6 +8,7 @@ that any installed one can be named.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from otel_llm import faults
 from otel_llm.pipeline.bulk import BulkMeterProvider, takes_bulk
 from otel_llm.pipeline.exporters import CountingMetricExporter, CountingSpanExporter, Loss, QueueWatch, quiet_exporters
+from otel_llm.pipeline.sampling import CappedSampler
 
 Signal = Literal["traces", "metrics"]
 
@@ -66,12 +68,15 @@ class UrandomIds(IdGenerator):
 class Pipeline:
     """Providers of our own for one process, closed in bounded time."""
 
-    def __init__(self, service_name: str | None, signals: frozenset[Signal]) -> None:
+    def __init__(
+        self, service_name: str | None, signals: frozenset[Signal], sampled_per_second: float = math.inf
+    ) -> None:
         resource = Resource.create({SERVICE_NAME: service_name} if service_name else {})
         # Every process is an instance of its own: their counters must not be mixed.
         instance = resource.attributes.get(SERVICE_INSTANCE_ID) or os.urandom(16).hex()
         resource = resource.merge(Resource({SERVICE_INSTANCE_ID: instance}))
         self.loss = Loss()
+        self._sampled_per_second = sampled_per_second
         self.exporters: dict[str, tuple[str, ...]] = {}
         self.bulk: BulkMeterProvider | None = None
         """The meter provider to record with, where the exporters take what it makes."""
@@ -84,6 +89,8 @@ class Pipeline:
         if not found:
             return None
         provider = TracerProvider(resource=resource, id_generator=UrandomIds(), shutdown_on_exit=False)
+        # Around the one of OTEL_TRACES_SAMPLER, which only the provider knows how to make.
+        provider.sampler = self.loss.sampler = CappedSampler(provider.sampler, self._sampled_per_second)
         for exporter in found:
             processor = BatchSpanProcessor(CountingSpanExporter(exporter, self.loss.spans))
             watch = QueueWatch(processor)

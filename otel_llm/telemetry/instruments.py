@@ -33,6 +33,10 @@ class Loss(Protocol):
         """Lost, for whatever reason."""
         ...
 
+    def capped(self) -> dict[str, int]:
+        """Never made, because too many are sampled."""
+        ...
+
 
 def histogram(meter: Meter, name: str) -> Histogram:
     """Make the histogram of this name, as the table has it."""
@@ -59,6 +63,7 @@ class MetricWriter:
         if loss is not None:
             self._observe("otel_llm.telemetry.exported", "otel_llm.signal", loss.exported)
             self._observe("otel_llm.telemetry.dropped", "otel_llm.signal", loss.dropped)
+            self._observe("otel_llm.telemetry.capped", "otel_llm.signal", loss.capped)
 
     def write(self, timeline: Timeline, phases: tuple[Phase, ...], context: Context) -> None:
         """``context`` holds the request's span: exemplars link to it."""
