@@ -47,7 +47,7 @@ def measured(
                 if number == 0:
                     continue  # connections and caches are cold
                 (attempt,) = recorded.attempts
-                assert (attempt.outcome, attempt.method, attempt.model) == ("ok", "paired", MODEL)
+                assert (attempt.outcome, attempt.method, attempt.model) == ("ok", "paired", MODEL), attempt
                 assert sum(attempt.phases().values()) == attempt.duration
                 allowed = SHARE * truth.took if over is running else 0
                 error = attempt.phases()["network"] - truth.took
