@@ -9,6 +9,7 @@ that time, faster and faster, and is its own client too.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -228,6 +229,7 @@ def flush() -> None:
 
 
 if __name__ == "__main__":
+    os.environ["OTEL_LLM_SAMPLED_PER_SECOND"] = "inf"  # all at once, and each is looked for
     otel_llm.instrument(slo={"ttft": TTFT_TARGET, "tpot": TPOT_TARGET})
     if len(sys.argv) > 1:
         pace(float(sys.argv[1]))
