@@ -8,67 +8,53 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram, Meter
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.trace import SpanKind
 
 from otel_llm import edge, faults, sanitize
 from otel_llm.client_timeline import ClientTimeline
+from otel_llm.span_data import SpanData, Value
 from otel_llm.telemetry import context as telemetry_context
 from otel_llm.telemetry.instruments import MODEL_LIMIT, histogram
+from otel_llm.telemetry.spans import Begun, SpanMaker
 
 
 class ClientWriter:
     """Writes one span and some histograms per attempt. Without a tracer or a meter, the other alone."""
 
-    def __init__(self, tracer: Tracer | None, meter: Meter | None, network: Histogram | None) -> None:
-        self._tracer = tracer or trace.NoOpTracer()
+    def __init__(self, spans: SpanMaker, meter: Meter | None, network: Histogram | None) -> None:
+        self._spans = spans
         self._models: set[str] = set()
         self._metrics = None if meter is None or network is None else _Metrics(meter, network)
 
     def begin(self, operation: str, model: str | None, start: int) -> ClientSpan:
-        """Start the span at ``start``, nanoseconds since the Unix epoch."""
+        """Begin the span at ``start``, nanoseconds since the Unix epoch."""
         context = otel_context.get_current()
         server = edge.current.get()
         if server is not None and not trace.get_current_span(context).get_span_context().is_valid:
             context = telemetry_context.extract(server.headers, context)
-        span = self._tracer.start_span(_name(operation, model), context, SpanKind.CLIENT, start_time=start)
-        return ClientSpan(span, trace.set_span_in_context(span, context), self)
+        return ClientSpan(self._spans.begin(_name(operation, model), context, SpanKind.CLIENT, start), self)
 
-    def write(self, timeline: ClientTimeline, span: trace.Span, context: Context) -> None:
-        """Fill and end the span, record the histograms."""
+    def write(self, timeline: ClientTimeline, begun: Begun) -> None:
+        """End the span, record the histograms."""
         phases = timeline.phases()
-        if span.is_recording():
-            span.update_name(_name(timeline.operation, timeline.model))  # it may have become known later
-            span.set_attributes(_attributes(timeline, phases))
-            if timeline.outcome in ("error", "reject"):
-                span.set_status(Status(StatusCode.ERROR))
-            if timeline.sent is not None and timeline.sent > timeline.started:
-                self._connect(timeline, timeline.sent, context)
+        begun.finish(lambda: _span(timeline, phases))
         if self._metrics is not None:
             if timeline.model is not None and len(self._models) < MODEL_LIMIT:
                 self._models.add(timeline.model)
-            self._metrics.write(timeline, phases, sanitize.label(timeline.model, self._models), context)
-        span.end(timeline.ended + timeline.wall_offset)
-
-    def _connect(self, timeline: ClientTimeline, sent: int, context: Context) -> None:
-        """The only part with a place of its own in time."""
-        attributes = {**_labels(timeline), "otel_llm.phase": "connect"}
-        start = timeline.started + timeline.wall_offset
-        child = self._tracer.start_span("connect", context, attributes=attributes, start_time=start)
-        child.end(sent + timeline.wall_offset)
+            self._metrics.write(timeline, phases, sanitize.label(timeline.model, self._models), begun.context)
 
 
 class ClientSpan:
     """A span that has begun."""
 
-    def __init__(self, span: trace.Span, context: Context, writer: ClientWriter) -> None:
-        self._span, self._context, self._writer = span, context, writer
-        self.headers: Mapping[str, str] = telemetry_context.inject(context)
+    def __init__(self, begun: Begun, writer: ClientWriter) -> None:
+        self._begun, self._writer = begun, writer
+        self.headers: Mapping[str, str] = telemetry_context.inject(begun.context)
 
     def finish(self, timeline: ClientTimeline) -> None:
         """End it and record the attempt. Never raises."""
         try:
-            self._writer.write(timeline, self._span, self._context)
+            self._writer.write(timeline, self._begun)
         except Exception as error:
             faults.swallow("client.finish", error)
 
@@ -95,6 +81,22 @@ class _Metrics:
             self._network.record(max(phases["network"], 0) / 1e9, how, context)
 
 
+def _span(timeline: ClientTimeline, phases: Mapping[str, int]) -> SpanData:
+    offset = timeline.wall_offset
+    below: tuple[SpanData, ...] = ()
+    if timeline.sent is not None and timeline.sent > timeline.started:  # the only part with a place of its own in time
+        labels: dict[str, Value] = {**_labels(timeline), "otel_llm.phase": "connect"}
+        below = (SpanData("connect", timeline.started + offset, timeline.sent + offset, labels),)
+    return SpanData(
+        _name(timeline.operation, timeline.model),
+        timeline.started + offset,
+        timeline.ended + offset,
+        _attributes(timeline, phases),
+        failed=timeline.outcome in ("error", "reject"),
+        children=below,
+    )
+
+
 def _name(operation: str, model: str | None) -> str:
     return sanitize.text(operation if model is None else f"{operation} {model}")
 
@@ -106,8 +108,8 @@ def _labels(timeline: ClientTimeline) -> dict[str, str]:
     }
 
 
-def _attributes(timeline: ClientTimeline, phases: Mapping[str, int]) -> dict[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {
+def _attributes(timeline: ClientTimeline, phases: Mapping[str, int]) -> dict[str, Value]:
+    attributes: dict[str, Value] = {
         **_labels(timeline),
         "otel_llm.outcome": timeline.outcome,
         "gen_ai.latency.e2e": timeline.duration / 1e9,

@@ -10,11 +10,13 @@ from opentelemetry.trace import TracerProvider
 
 from otel_llm import conventions
 from otel_llm.config import Targets
+from otel_llm.engine_state import Emission, EngineState, EngineStep
 from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.client import ClientWriter
 from otel_llm.telemetry.context import Captured
+from otel_llm.telemetry.engine import EngineWriter
 from otel_llm.telemetry.instruments import Loss, MetricWriter
-from otel_llm.telemetry.spans import SpanWriter
+from otel_llm.telemetry.spans import SpanMakers, SpanWriter, maker
 from otel_llm.timeline import Timeline
 
 
@@ -23,32 +25,36 @@ class Recorder:
 
     def __init__(
         self,
-        tracer_provider: TracerProvider | None,
+        tracer_provider: TracerProvider | SpanMakers | None,
         meter_provider: MeterProvider | None,
         *,
         public_endpoint: bool = False,
         targets: Targets | None = None,
         loss: Loss | None = None,
     ) -> None:
-        scope = conventions.SCOPE
-        self._spans = (
-            None
-            if tracer_provider is None
-            else SpanWriter(tracer_provider.get_tracer(scope), public_endpoint=public_endpoint)
-        )
+        scope, spans = conventions.SCOPE, maker(tracer_provider)
+        self._spans = None if tracer_provider is None else SpanWriter(spans, public_endpoint=public_endpoint)
         self._metrics = None if meter_provider is None else MetricWriter(meter_provider.get_meter(scope), targets, loss)
+        self._engine = None if meter_provider is None else EngineWriter(meter_provider.get_meter(scope))
         self.clients = ClientWriter(
-            None if tracer_provider is None else tracer_provider.get_tracer(scope),
+            spans,
             None if meter_provider is None else meter_provider.get_meter(scope),
             None if self._metrics is None else self._metrics.network,
         )
 
-    def record(self, timeline: Timeline | TokenGaps) -> None:
-        """Write the request once. ``timeline.context`` is what ``capture`` returned, or None."""
-        if isinstance(timeline, TokenGaps):
+    def record(self, said: Emission) -> None:
+        """Write what an engine said, once."""
+        if isinstance(said, (EngineState, EngineStep)):
+            if self._engine is not None:
+                self._engine.write(said)
+        elif isinstance(said, TokenGaps):
             if self._metrics is not None:
-                self._metrics.write_gaps(timeline)
-            return
+                self._metrics.write_gaps(said)
+        else:
+            self._request(said)
+
+    def _request(self, timeline: Timeline) -> None:
+        # The context is what ``capture`` returned, or None.
         captured = cast("Captured | None", timeline.context)
         context = Context() if captured is None else captured.context
         phases = timeline.phases()

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, get_current_span, set_span_in_context
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.trace import (
+    Link,
+    NoOpTracer,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    TracerProvider,
+    get_current_span,
+    set_span_in_context,
+)
 
-from otel_llm import sanitize
+from otel_llm import conventions, sanitize
+from otel_llm.span_data import SpanData, Value
 from otel_llm.timeline import Phase, Timeline
-
-Attributes = dict[str, AttributeValue]
 
 _LATENCY_KEYS = {
     "queue": "gen_ai.latency.time_in_queue",
@@ -17,12 +29,100 @@ _LATENCY_KEYS = {
     "decode": "gen_ai.latency.time_in_model_decode",
 }
 
+Describe = Callable[[], SpanData]
+"""Says what a span says. Asked for when it is needed: where a pipeline defers that, in its own thread."""
+
+
+class Begun(Protocol):
+    """A span that has its id and its place, and has not ended."""
+
+    @property
+    def context(self) -> Context:
+        """Holds the span: for what goes below it, for headers and exemplars."""
+        ...
+
+    def finish(self, describe: Describe) -> None:
+        """End it."""
+        ...
+
+
+class SpanMaker(Protocol):
+    """Makes spans of descriptions: through any tracer, or deferred by a pipeline of our own."""
+
+    def begin(self, name: str, context: Context, kind: SpanKind, start: int) -> Begun:
+        """Begin a span below the one in the context; ``start`` is nanoseconds since the Unix epoch."""
+        ...
+
+    def make(self, name: str, context: Context, kind: SpanKind, links: Sequence[Link], describe: Describe) -> Context:
+        """Make a span that has ended, and those below it. Return a context with it, for exemplars."""
+        ...
+
+
+class SpanMakers(Protocol):
+    """What a pipeline of our own has in the place of a provider."""
+
+    def maker(self, scope: str) -> SpanMaker:
+        """Make spans of this instrumentation scope."""
+        ...
+
+
+def maker(source: TracerProvider | SpanMakers | None) -> SpanMaker:
+    """Make spans through a provider of the application's, or of our own pipeline, or none at all."""
+    if source is None:
+        return TracerSpans(NoOpTracer())
+    if isinstance(source, TracerProvider):
+        return TracerSpans(source.get_tracer(conventions.SCOPE))
+    return source.maker(conventions.SCOPE)
+
+
+class TracerSpans:
+    """Spans through a tracer, at once: what an application has set up (samplers, processors) sees them all."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def begin(self, name: str, context: Context, kind: SpanKind, start: int) -> Begun:
+        """With the id that its headers carry."""
+        span = self._tracer.start_span(name, context, kind, start_time=start)
+        return _BegunSpan(self, span, set_span_in_context(span, context))
+
+    def make(self, name: str, context: Context, kind: SpanKind, links: Sequence[Link], describe: Describe) -> Context:
+        """``name`` stands in the description too."""
+        return self._write(describe(), context, kind, links)
+
+    def _write(self, data: SpanData, context: Context, kind: SpanKind, links: Sequence[Link] = ()) -> Context:
+        span = self._tracer.start_span(data.name, context, kind, data.attributes, links, data.start)
+        inside = set_span_in_context(span, context)
+        self.end(span, data, inside)
+        return inside
+
+    def end(self, span: Span, data: SpanData, context: Context) -> None:
+        """End it, after what goes below it."""
+        if span.is_recording():
+            for child in data.children:
+                self._write(child, context, SpanKind.INTERNAL)
+            if data.failed:
+                span.set_status(Status(StatusCode.ERROR))
+        span.end(data.end)
+
+
+class _BegunSpan:
+    def __init__(self, spans: TracerSpans, span: Span, context: Context) -> None:
+        self._spans, self._span, self.context = spans, span, context
+
+    def finish(self, describe: Describe) -> None:
+        data = describe()
+        if self._span.is_recording():
+            self._span.update_name(data.name)  # it may have become known later
+            self._span.set_attributes(data.attributes)
+        self._spans.end(self._span, data, self.context)
+
 
 class SpanWriter:
     """Writes one span per request, below it one per phase and one per sample."""
 
-    def __init__(self, tracer: Tracer, *, public_endpoint: bool) -> None:
-        self._tracer = tracer
+    def __init__(self, spans: SpanMaker, *, public_endpoint: bool) -> None:
+        self._spans = spans
         self._public_endpoint = public_endpoint
 
     def write(self, timeline: Timeline, phases: tuple[Phase, ...], context: Context) -> Context:
@@ -32,40 +132,34 @@ class SpanWriter:
         if parent.is_remote and self._public_endpoint:
             context, links = Context(), (Link(parent),)
         kind = SpanKind.SERVER if parent.is_remote else SpanKind.INTERNAL
-        return self._request(timeline, phases, context, kind, links)
+        return self._spans.make(_name(timeline), context, kind, links, lambda: request_span(timeline, phases))
 
-    def _request(
-        self, timeline: Timeline, phases: tuple[Phase, ...], context: Context, kind: SpanKind, links: tuple[Link, ...]
-    ) -> Context:
-        span = self._tracer.start_span(
-            _name(timeline),
-            context=context,
-            kind=kind,
-            attributes=request_attributes(timeline, phases),
-            links=links,
-            start_time=timeline.wall(timeline.start),
-        )
-        inside = set_span_in_context(span, context)
-        if span.is_recording():
-            for phase in phases:
-                self._phase(timeline, phase, inside)
-            for sample in timeline.children:
-                self._request(sample, sample.phases(), inside, SpanKind.INTERNAL, ())
-            _set_status(span, timeline)
-        span.end(timeline.wall(timeline.ended))
-        return inside
 
-    def _phase(self, timeline: Timeline, phase: Phase, context: Context) -> None:
-        attributes: Attributes = {
-            "gen_ai.provider.name": sanitize.text(timeline.engine),
-            "gen_ai.operation.name": sanitize.text(timeline.operation),
-            "otel_llm.phase": phase.name,
-        }
-        if phase.between:
-            attributes["otel_llm.phase.between"] = phase.between
-        start = timeline.wall(phase.start)
-        span = self._tracer.start_span(phase.name, context=context, attributes=attributes, start_time=start)
-        span.end(timeline.wall(phase.end))
+def request_span(timeline: Timeline, phases: tuple[Phase, ...]) -> SpanData:
+    """The span of a request or of one of its samples."""
+    return SpanData(
+        _name(timeline),
+        timeline.wall(timeline.start),
+        timeline.wall(timeline.ended),
+        _request_attributes(timeline, phases),
+        failed=timeline.outcome in ("error", "reject"),  # one that its caller gave up is no failure of the service
+        children=_below(timeline, phases),
+    )
+
+
+def _below(timeline: Timeline, phases: tuple[Phase, ...]) -> Iterator[SpanData]:
+    labels: dict[str, Value] = {
+        "gen_ai.provider.name": sanitize.text(timeline.engine),
+        "gen_ai.operation.name": sanitize.text(timeline.operation),
+    }
+    offset = timeline.wall_offset
+    for name, start, end, between in phases:
+        attributes = {**labels, "otel_llm.phase": name}
+        if between:
+            attributes["otel_llm.phase.between"] = between
+        yield SpanData(name, start + offset, end + offset, attributes)
+    for sample in timeline.children:
+        yield request_span(sample, sample.phases())
 
 
 def _name(timeline: Timeline) -> str:
@@ -73,15 +167,9 @@ def _name(timeline: Timeline) -> str:
     return operation if timeline.model is None else f"{operation} {sanitize.text(timeline.model)}"
 
 
-def _set_status(span: Span, timeline: Timeline) -> None:
-    # A request that its caller gave up is no failure of the service.
-    if timeline.outcome in ("error", "reject"):
-        span.set_status(Status(StatusCode.ERROR))
-
-
-def request_attributes(timeline: Timeline, phases: tuple[Phase, ...]) -> Attributes:
+def _request_attributes(timeline: Timeline, phases: tuple[Phase, ...]) -> dict[str, Value]:
     """All of ``conventions.REQUEST_SPAN`` that is known; no prompt, no completion, no message of an error."""
-    attributes: Attributes = {
+    attributes: dict[str, Value] = {
         "gen_ai.operation.name": sanitize.text(timeline.operation),
         "gen_ai.provider.name": sanitize.text(timeline.engine),
         "otel_llm.outcome": timeline.outcome,

@@ -15,12 +15,16 @@ import otel_llm
 PACKAGE = Path(otel_llm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-DATA = {"timeline", "client_timeline", "pairing", "conventions", "sanitize", "faults", "config"}
+DATA = {
+    "timeline", "client_timeline", "pairing", "span_data", "conventions", "instrument", "engine_instruments", "sanitize",
+    "faults", "config",
+}  # fmt: skip
 """Standard library and each other."""
 
 ARROWS = {
     **dict.fromkeys(DATA, DATA),
     "recording": {"timeline"},
+    "engine_state": {"recording", "timeline"},
     "streams": {"faults"},
     "edge": {"pairing", "timeline"},
     "outlet": {"patching", "timeline"},
@@ -37,11 +41,11 @@ ARROWS = {
         "tcp",
         "timeline",
     },
-    "patching": {"faults", "recording", "timeline"},
+    "patching": {"engine_state", "faults"},
     "decorators": {"faults", "outlet", "recording", "streams", "timeline"},
-    "engines": {"engines", "faults", "patching", "recording", "streams", "timeline"},
-    "telemetry": DATA | {"telemetry", "edge", "recording"},
-    "pipeline": {"faults", "pipeline"},
+    "engines": {"engine_state", "engines", "faults", "patching", "recording", "streams", "timeline"},
+    "telemetry": DATA | {"telemetry", "edge", "engine_state", "recording"},
+    "pipeline": {"faults", "pipeline", "span_data"},
 }
 """Room -> rooms that it may import; rooms that are not listed may import all of them."""
 
