@@ -10,59 +10,19 @@ convention covers. A rename is a breaking change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from otel_llm.client_timeline import CLIENT_PHASES, METHODS
+from otel_llm.engine_instruments import ENGINE_INSTRUMENTS
+from otel_llm.instrument import LATENCY_SECONDS, TOKEN_SECONDS, Attribute, Instrument
 from otel_llm.timeline import PHASES
+
+__all__ = ["ATTRIBUTES", "CLIENT_SPAN", "INSTRUMENTS", "PHASE_SPAN", "REQUEST_SPAN", "SCOPE", "Attribute", "Instrument"]
 
 SCOPE: Final = "otel_llm"
 """Instrumentation scope of all telemetry."""
 
-LATENCY_SECONDS: Final = (
-    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75,
-    1.25, 1.5, 1.75, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 17.5, 25.5, 40.5, 60.5, 90.5, 180.5, 600.5,
-)  # fmt: skip
-"""
-Times of a whole request or phase: steps of 1.2 to 1.5 where targets are set.
-
-No bound is an integer: ``le="1"`` and ``le="1.0"`` differ between OTLP and scrape.
-"""
-
-TOKEN_SECONDS: Final = (
-    0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075,
-    0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 0.75, 1.25, 2.5,
-)  # fmt: skip
-"""Times per output token: from a small model on a fast GPU to a large one on CPU."""
-
-Type = Literal["string", "int", "double", "boolean", "string[]"]
-Kind = Literal["histogram", "counter", "observable_counter"]
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """A key on a span or a metric."""
-
-    name: str
-    type: Type
-    description: str
-    values: tuple[str, ...] = ()
-    """All values that occur, where they are a closed set."""
-
-
-@dataclass(frozen=True, slots=True)
-class Instrument:
-    """A metric."""
-
-    name: str
-    kind: Kind
-    unit: str
-    description: str
-    attributes: tuple[str, ...]
-    buckets: tuple[float, ...] = ()
-
-
-_OPERATIONS: Final = ("chat", "text_completion", "embeddings", "generate_content")
+_OPERATIONS: Final = ("chat", "text_completion", "embeddings", "classify", "generate_content")
 _PHASES: Final = tuple(dict.fromkeys((*PHASES, *CLIENT_PHASES)))
 
 ATTRIBUTES: Final = {
@@ -76,6 +36,9 @@ ATTRIBUTES: Final = {
             "The model. On metrics served names only, anything else is `_other`.",
         ),
         Attribute("gen_ai.request.id", "string", "The id that the caller or the server gave the request."),
+        Attribute("gen_ai.request.max_tokens", "int", "Most tokens asked for, where vLLM's own tracing is on."),
+        Attribute("gen_ai.request.temperature", "double", "Temperature, where vLLM's own tracing is on."),
+        Attribute("gen_ai.request.top_p", "double", "Nucleus asked for, where vLLM's own tracing is on."),
         Attribute("gen_ai.request.choice.count", "int", "Samples of one prompt, if more than one."),
         Attribute("gen_ai.response.finish_reasons", "string[]", "Why generation stopped, one per sample."),
         Attribute("gen_ai.usage.input_tokens", "int", "Prompt tokens, those from a cache included."),
@@ -98,6 +61,27 @@ ATTRIBUTES: Final = {
             "otel_llm.engine.queue_time",
             "double",
             "Seconds of queue by the engine's own account, which leaves out the wait in its input queue.",
+        ),
+        Attribute(
+            "otel_llm.engine.index", "int", "Which of the engines that serve a model side by side (data parallel)."
+        ),
+        Attribute("otel_llm.state", "string", "Where the engine's scheduler has a request.", ("waiting", "running")),
+        Attribute(
+            "otel_llm.engine.grammar_wait", "double", "Seconds of queue in which the grammar was not yet compiled."
+        ),
+        Attribute(
+            "otel_llm.engine.kv_transfer_wait", "double", "Seconds of waiting for keys and values from elsewhere."
+        ),
+        Attribute(
+            "otel_llm.engine.input_wait", "double", "Seconds of decode in which the engine had used up all input."
+        ),
+        Attribute("otel_llm.engine.draft_tokens", "int", "Tokens drafted by speculative decoding."),
+        Attribute("otel_llm.engine.accepted_tokens", "int", "Drafted tokens that the model accepted."),
+        Attribute(
+            "otel_llm.engine.clock",
+            "string",
+            "`anchored`: the engine's clock is another, its stamps moved.",
+            ("anchored",),
         ),
         Attribute("otel_llm.engine.draft_time", "double", "Seconds in which an assistant model drafted tokens."),
         Attribute(
@@ -191,6 +175,7 @@ INSTRUMENTS: Final = {
             "Requests by whether they met all targets of `instrument(slo=...)`; goodput is the rate of those that did.",
             (*_REQUEST, "otel_llm.slo.met", "otel_llm.slo.cause"),
         ),
+        *ENGINE_INSTRUMENTS,
         Instrument(
             "gen_ai.client.operation.duration",
             "histogram",
@@ -249,6 +234,9 @@ INSTRUMENTS: Final = {
 REQUEST_SPAN: Final = (
     *_REQUEST,
     "gen_ai.request.id",
+    "gen_ai.request.max_tokens",
+    "gen_ai.request.temperature",
+    "gen_ai.request.top_p",
     "gen_ai.request.choice.count",
     "gen_ai.response.finish_reasons",
     "gen_ai.usage.input_tokens",
@@ -265,6 +253,12 @@ REQUEST_SPAN: Final = (
     "otel_llm.preemptions",
     "otel_llm.preemption.stall",
     "otel_llm.engine.queue_time",
+    "otel_llm.engine.grammar_wait",
+    "otel_llm.engine.kv_transfer_wait",
+    "otel_llm.engine.input_wait",
+    "otel_llm.engine.draft_tokens",
+    "otel_llm.engine.accepted_tokens",
+    "otel_llm.engine.clock",
     "otel_llm.engine.draft_time",
     "otel_llm.network.duration",
     "otel_llm.network.method",

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import engines, faults, outlet
 from otel_llm.config import Settings
+from otel_llm.engine_state import Emission
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 from otel_llm.pipeline import exit as process_exit
 from otel_llm.pipeline.process import PerProcess
-from otel_llm.recording import TokenGaps
 from otel_llm.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class _Active:
         if missing and not sdk_disabled():
             pipeline = Pipeline(self.settings.service_name, missing, self.settings.sampled_per_second)
         if pipeline is not None:
-            traces, metrics = traces or pipeline.tracer_provider, metrics or pipeline.bulk or pipeline.meter_provider
+            traces, metrics = traces or pipeline.spans, metrics or pipeline.bulk or pipeline.meter_provider
             process_exit.arm_child()
         recorder = Recorder(
             traces,
@@ -106,12 +106,13 @@ class _Active:
         )
         return _Live(recorder, pipeline, settled=not missing)
 
-    def overtaken(self) -> bool:
-        """Whether the application has set a provider since ours was built."""
+    def follows(self) -> tuple[bool, bool]:
+        """Whether spans, and whether metrics, go to a provider that the application has set."""
         from otel_llm.telemetry import context
 
-        return (self.tracer_provider is None and context.application_tracer_provider() is not None) or (
-            self.meter_provider is None and context.application_meter_provider() is not None
+        return (
+            self.tracer_provider is None and context.application_tracer_provider() is not None,
+            self.meter_provider is None and context.application_meter_provider() is not None,
         )
 
 
@@ -220,22 +221,22 @@ def add_sink(sink: Sink) -> Callable[[], None]:
     return remove
 
 
-def emit(timeline: Timeline | TokenGaps) -> None:
-    """Take a finished timeline, or what an engine reports by the step. Never raises."""
+def emit(said: Emission) -> None:
+    """Take a finished timeline, or what an engine says of itself. Never raises."""
     try:
-        edge = getattr(timeline.context, "edge", None) if isinstance(timeline, Timeline) else None
-        if edge is not None and edge.collect(timeline):
+        edge = getattr(said.context, "edge", None) if isinstance(said, Timeline) else None
+        if edge is not None and edge.collect(said):
             return
         live = _current_live()
         if live is not None:
-            live.recorder.record(timeline)
+            live.recorder.record(said)
     except Exception as error:
         faults.swallow("emit", error)
-    if isinstance(timeline, TokenGaps):
+    if not isinstance(said, Timeline):
         return  # sinks are given requests
     for sink in tuple(_sinks):
         try:
-            sink(timeline)
+            sink(said)
         except Exception as error:
             faults.swallow("sink", error)
 
@@ -250,12 +251,14 @@ def begin_client(operation: str, model: str | None, start: int) -> outlet.Client
         return None
 
 
-def ready() -> None:
-    """Build the pipeline before the first request needs it. Never raises."""
+def ready() -> bool:
+    """Build the pipeline before the first request needs it; whether spans go to the global provider. Never raises."""
     try:
-        _current_live()
+        live, active = _current_live(), _active
+        return live is not None and active is not None and active.follows()[0]
     except Exception as error:
         faults.swallow("ready", error)
+        return False
 
 
 def _current_live() -> _Live | None:
@@ -263,7 +266,7 @@ def _current_live() -> _Live | None:
     if active is None:
         return None
     live = _live.get()
-    if not live.settled and active.overtaken():
+    if not live.settled and any(active.follows()):
         _retire(_live.discard())
         live = _live.get()
         live.settled = True

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from otel_llm import faults
-from otel_llm.recording import TokenGaps
-from otel_llm.timeline import Timeline
+from otel_llm.engine_state import Emission
 
 
 class Capture(Protocol):
@@ -32,11 +31,11 @@ class Capture(Protocol):
 class Probe(NamedTuple):
     """What an engine file is given; it knows nothing of OpenTelemetry."""
 
-    emit: Callable[[Timeline | TokenGaps], None]
-    """Takes each finished request, and what an engine reports by the step. Never raises."""
+    emit: Callable[[Emission], None]
+    """Takes each finished request, and what an engine says of itself. Never raises."""
     capture: Capture
-    ready: Callable[[], None]
-    """Called when the engine is about to serve in this process. Never raises."""
+    ready: Callable[[], bool]
+    """Called when the engine is about to serve: do our spans go to the global provider? Never raises."""
     breaker: faults.Breaker
     """Swallows what a replacement, which the driver does not guard, must not raise."""
 
@@ -136,7 +135,7 @@ class Patcher:
     """The hooks of one engine in this process."""
 
     def __init__(
-        self, engine: Engine, emit: Callable[[Timeline | TokenGaps], None], capture: Capture, ready: Callable[[], None]
+        self, engine: Engine, emit: Callable[[Emission], None], capture: Capture, ready: Callable[[], bool]
     ) -> None:
         self.engine, self.breaker = engine, faults.Breaker(engine.name)
         self.state: State = "off"

@@ -50,6 +50,13 @@ def count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
+def number(value: object) -> float | None:
+    """A plain non-negative finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if 0 <= value < 1 << 63 else None
+
+
 def label(value: str | None, served: Container[str]) -> str:
     """The value if it is a served name, else ``_other``: series stay bounded."""
     return text(value) if value is not None and value in served else OTHER

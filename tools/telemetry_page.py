@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from otel_llm import conventions
+from otel_llm import conventions, instrument
 from otel_llm.conventions import ATTRIBUTES, INSTRUMENTS
 
 PAGE = Path(__file__).parents[1] / "docs/telemetry.md"
@@ -69,12 +69,11 @@ def _attributes() -> Iterable[str]:
 
 def _buckets() -> Iterable[str]:
     yield '## Buckets\nNo bound is an integer: `le="1"` and `le="1.0"` are different series on different paths.\n'
-    for name, bounds in (
-        ("LATENCY_SECONDS", conventions.LATENCY_SECONDS),
-        ("TOKEN_SECONDS", conventions.TOKEN_SECONDS),
-    ):
-        users = ", ".join(f"`{row.name}`" for row in INSTRUMENTS.values() if row.buckets == bounds)
-        yield f"**{name}** ({users}): {', '.join(f'{bound:g}' for bound in bounds)} s.\n"
+    for name in ("LATENCY_SECONDS", "TOKEN_SECONDS", "BATCH_REQUESTS", "STEP_TOKENS"):
+        bounds = getattr(instrument, name)
+        rows = [row for row in INSTRUMENTS.values() if row.buckets == bounds]
+        users, unit = ", ".join(f"`{row.name}`" for row in rows), rows[0].unit.strip("{}")
+        yield f"**{name}** ({users}): {', '.join(f'{bound:g}' for bound in bounds)} {unit}.\n"
 
 
 if __name__ == "__main__":

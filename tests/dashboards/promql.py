@@ -14,7 +14,12 @@ from otel_llm.conventions import INSTRUMENTS, Instrument
 # Grafana's variables as durations and numbers that nobody would write himself.
 STAND_INS: Final = {"__rate_interval": "61s", "baseline": "67s", "objective": "0.71"}
 _UNITS: Final = {"s": "_seconds", "By": "_bytes"}
-_PARTS: Final = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "observable_counter": ("_total",)}
+_PARTS: Final = {
+    "histogram": ("_bucket", "_sum", "_count"),
+    "counter": ("_total",),
+    "observable_counter": ("_total",),
+    "observable_gauge": ("",),
+}
 
 
 class Found(NamedTuple):

@@ -16,8 +16,8 @@ PACKAGE = Path(otel_llm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 DATA = {
-    "timeline", "client_timeline", "pairing", "span_data", "conventions", "instrument", "engine_instruments", "sanitize",
-    "faults", "config",
+    "timeline", "client_timeline", "pairing", "span_data", "conventions", "instrument", "engine_instruments",
+    "sanitize", "faults", "config",
 }  # fmt: skip
 """Standard library and each other."""
 

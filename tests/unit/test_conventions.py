@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -12,6 +14,7 @@ from opentelemetry.trace import SpanKind
 from otel_llm import conventions, faults
 from otel_llm.client_timeline import ClientTimeline
 from otel_llm.config import Targets
+from otel_llm.engine_state import EngineState, EngineStep
 from otel_llm.pairing import ServerTiming
 from otel_llm.pipeline.bulk import BulkMeterProvider
 from otel_llm.pipeline.exporters import Loss
@@ -76,6 +79,9 @@ def test_emitted_equals_declared() -> None:
         span.finish(attempt)
     faults.errors["test"] += 1
     recorder.record(TokenGaps("vllm", "tiny", {0.02: 3}))
+    told = dict.fromkeys((field.name for field in fields(EngineState)), 1)
+    recorder.record(EngineState(**{**told, "engine": "vllm", "model": "tiny"}))  # type: ignore[arg-type]
+    recorder.record(EngineStep("vllm", "tiny", 1, requests=3, prefill_tokens=20, decode_tokens=2, duration=0.01))
     inner = reader.get_metrics_data()
     assert inner is not None
     found = meter_provider.complete(inner)

@@ -1,0 +1,99 @@
+"""The rows of ``conventions`` that tell of an engine, not of its requests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from otel_llm.instrument import BATCH_REQUESTS, STEP_TOKENS, TOKEN_SECONDS, Instrument
+
+_ENGINE: Final = ("gen_ai.provider.name", "gen_ai.request.model", "otel_llm.engine.index")
+
+ENGINE_INSTRUMENTS: Final = (
+    Instrument(
+        "otel_llm.engine.requests",
+        "observable_gauge",
+        "{request}",
+        "Requests that the engine's scheduler holds. Where several API servers tell of one engine: the highest.",
+        (*_ENGINE, "otel_llm.state"),
+    ),
+    Instrument(
+        "otel_llm.engine.kv_cache.usage",
+        "observable_gauge",
+        "{fraction}",
+        "Share of the KV cache in use, 0 to 1.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.sleep_level",
+        "observable_gauge",
+        "{level}",
+        "0 awake, 1 weights offloaded, 2 weights discarded; once the engine has been put to sleep.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.prefix_cache.queries",
+        "observable_counter",
+        "{token}",
+        "Prompt tokens that the engine looked up in its prefix cache.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.prefix_cache.hits",
+        "observable_counter",
+        "{token}",
+        "Prompt tokens that it found there.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.preemptions",
+        "observable_counter",
+        "{preemption}",
+        "Times that the scheduler took a request out of the batch.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.speculation.drafted",
+        "observable_counter",
+        "{token}",
+        "Tokens proposed by speculative decoding.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.speculation.accepted",
+        "observable_counter",
+        "{token}",
+        "Proposed tokens that were kept.",
+        _ENGINE,
+    ),
+    Instrument(
+        "otel_llm.engine.batch.size",
+        "histogram",
+        "{request}",
+        "Requests in a step of the engine.",
+        _ENGINE,
+        BATCH_REQUESTS,
+    ),
+    Instrument(
+        "otel_llm.engine.step.tokens",
+        "histogram",
+        "{token}",
+        "Tokens in a step of the engine, of prompts and of outputs.",
+        _ENGINE,
+        STEP_TOKENS,
+    ),
+    Instrument(
+        "otel_llm.engine.step.duration",
+        "histogram",
+        "s",
+        "Time that a step added to the engine's; under overlapping steps their sum is the time that it was busy.",
+        _ENGINE,
+        TOKEN_SECONDS,
+    ),
+    Instrument(
+        "otel_llm.engine.computed_tokens",
+        "observable_counter",
+        "{token}",
+        "Tokens that went through the model, by the phase that they were for.",
+        (*_ENGINE, "otel_llm.phase"),
+    ),
+)

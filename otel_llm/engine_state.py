@@ -1,0 +1,67 @@
+"""
+What an engine says of itself, beside its requests: plain data, emitted as it is told.
+
+An engine file gives these to ``probe.emit``, at most a few times per step of
+the engine. It says only what it was told: a field that it does not know stays
+None, and what was never told is never exported. A gauge is what was told last,
+a count is what came since the last emission; the counts of several processes
+that watch one engine add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from otel_llm.recording import TokenGaps
+from otel_llm.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """The state of an engine after a step."""
+
+    engine: str
+    """``gen_ai.provider.name``."""
+    model: str | None
+    index: int = 0
+    """Which of the engines that serve the model side by side (data parallel)."""
+
+    running: int | None = None
+    """Requests in the batch that goes on."""
+    waiting: int | None = None
+    """Requests that the scheduler holds and has not admitted, or has preempted."""
+    kv_cache_usage: float | None = None
+    """Share of the KV cache in use, 0 to 1."""
+    sleep_level: int | None = None
+    """0 awake, 1 weights offloaded, 2 weights discarded."""
+
+    prefix_cache_queries: int | None = None
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_cache_hits: int | None = None
+    """Those of them that were found."""
+    preemptions: int | None = None
+    drafted: int | None = None
+    """Tokens proposed by speculative decoding."""
+    accepted: int | None = None
+    """Those of them that were kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStep:
+    """One pass of the model over a batch."""
+
+    engine: str
+    model: str | None
+    index: int
+    requests: int
+    """Batch size: requests that had a token in the step."""
+    prefill_tokens: int
+    """Tokens of prompts, and of what a preempted request had to compute again."""
+    decode_tokens: int
+    """The others, drafted ones included."""
+    duration: float | None
+    """Seconds that the step added to the engine's time, None if unknown."""
+
+
+Emission = Timeline | TokenGaps | EngineState | EngineStep
+"""What an engine file emits."""
