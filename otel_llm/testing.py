@@ -93,5 +93,6 @@ def _no_context(headers: object = None, carried: object = None) -> None:
     """Captures nothing."""
 
 
-def _do_nothing() -> None:
+def _do_nothing() -> bool:
     """An engine that is ready changes nothing here."""
+    return False

@@ -157,7 +157,7 @@ class Timeline:
     def time_to_first_token(self) -> int | None:
         """Nanoseconds from start to the first output token, None if unknown or none."""
         first = self._trusted_stamp(_FIRST_TOKEN)
-        return None if first is None else first - self.start
+        return None if first is None or self.output_tokens == 0 else first - self.start
 
     def time_per_output_token(self) -> float | None:
         """

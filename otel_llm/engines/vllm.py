@@ -15,40 +15,30 @@ from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
-from otel_llm.engines._vllm_request import Batch, Request, Sample, current, refused, served_model
-from otel_llm.patching import Body, Call, Engine, Hook, Probe, Returned
+from otel_llm.engines import _vllm_offline, _vllm_tracing, _vllm_waits
+from otel_llm.engines._vllm_request import Request, current, pooling_operation, served_model
+from otel_llm.engines._vllm_sample import Sample
+from otel_llm.engines._vllm_waits import KEY
+from otel_llm.patching import Call, Engine, Hook, Probe, Returned
 from otel_llm.recording import TokenGaps
 from otel_llm.streams import AsyncStream
 from otel_llm.timeline import nanoseconds
 
 Steps = Generator[None, Returned, Any]
-KEY = "_otel_llm"
-_batch: ContextVar[Batch | None] = ContextVar("otel_llm_vllm_batch", default=None)
 _stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", default=False)
 
 
 def _hooks(probe: Probe) -> tuple[Hook, ...]:
     def generate(call: Call) -> Steps:
-        chat = str(call.get("request_id")).startswith("chatcmpl")
+        chat = str(call.get("request_id")).startswith(("chatcmpl", "resp_"))
         request = Request(call, probe, "chat" if chat else "text_completion")
         returned = yield
         return None if returned.error else AsyncStream(returned.value, request)
 
     def encode(call: Call) -> Steps:
-        request = Request(call, probe, "embeddings")
+        request = Request(call, probe, pooling_operation(call.get("pooling_params")) or "embeddings")
         returned = yield
         return None if returned.error else AsyncStream(returned.value, request)
-
-    def add_offline(call: Call) -> Steps:
-        batch = _batch.get() or Batch("text_completion")
-        request = Request(call, probe, batch.operation)
-        batch.requests.add(request)
-        token = current.set(request)
-        returned = yield
-        current.reset(token)
-        if returned.error is not None:
-            batch.reported = returned.error
-            request.ended(returned.error)
 
     def submit(call: Call) -> Steps:
         submitted, request = time.monotonic_ns(), current.get()
@@ -57,7 +47,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         if (
             request and request.open and not returned.error and not hasattr(state, KEY)
         ):  # else a streaming input's next chunk
-            sample = Sample(request, state, submitted)
+            traced = getattr(call.instance, "tracing_enabled", False)
+            sample = Sample(request, state, submitted, traced)
             setattr(state, KEY, sample)
             setattr(state.stats, KEY, sample)
             request.samples.append(sample)
@@ -86,6 +77,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             sample.finished("abort")
 
     def keep_stats(call: Call) -> Steps:
+        _vllm_tracing.engine_starts(call.get("vllm_config"))
         token = _stats_forced.set(call.get("log_stats") is False)
         call.replace("log_stats", True)
         yield
@@ -104,38 +96,21 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         if found:  # one value per output of the step, nearly all of them equal
             probe.emit(TokenGaps("vllm", getattr(call.instance, KEY, None), Counter(found)))
 
-    def offline(operation: str) -> Body:
-        def body(call: Call) -> Steps:
-            outer = _batch.get()
-            batch = outer or Batch(operation)
-            request, token = Request(call, probe, operation), _batch.set(batch)
-            returned = yield
-            _batch.reset(token)
-            if returned.error is None or outer is not None:
-                return
-            # A prompt can fail in rendering, before it is added to the engine.
-            if refused(returned.error) and returned.error is not batch.reported:
-                request.ended(returned.error)
-            for added in tuple(batch.requests):  # what the engine took down with it
-                added.ended(returned.error)
-
-        return body
-
     v1 = "vllm.v1.engine."
     return (
         Hook((v1 + "async_llm:AsyncLLM.generate",), generate),
         Hook((v1 + "async_llm:AsyncLLM.encode",), encode),
         Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
         Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
-        Hook((v1 + "llm_engine:LLMEngine.add_request",), add_offline),
         Hook((v1 + "output_processor:OutputProcessor.add_request",), submit),
         Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), finished),
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
         Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.record",), gaps),
-        Hook(("vllm.entrypoints.llm:LLM.generate",), offline("text_completion"), required=False),
-        Hook(("vllm.entrypoints.llm:LLM.chat",), offline("chat"), required=False),
+        *_vllm_offline.hooks(probe),
+        *_vllm_waits.hooks(probe),
+        *_vllm_tracing.hooks(probe),
     )
 
 

@@ -105,6 +105,21 @@ CASES = {
     "assisted": request(
         engine="transformers", scheduled=0, submitted=None, attributes={"otel_llm.engine.draft_time": 0.2}
     ),
+    "told_by_the_core": request(
+        attributes={
+            "otel_llm.engine.queue_time": 0.009,
+            "otel_llm.engine.grammar_wait": 0.004,
+            "otel_llm.engine.kv_transfer_wait": 0.003,
+            "otel_llm.engine.input_wait": 0.1,
+            "otel_llm.engine.draft_tokens": 12,
+            "otel_llm.engine.accepted_tokens": 7,
+            "otel_llm.engine.clock": "anchored",
+            "gen_ai.request.max_tokens": 21,
+            "gen_ai.request.temperature": 0.5,
+            "gen_ai.request.top_p": 0.9,
+        }
+    ),
+    "no_tokens": request(operation="embeddings", last_token=60 * MS, ended=61 * MS, output_tokens=0, finish_reasons=()),
     "preempted": request(preemptions=2, preemption_stall=80 * MS),
     "samples": request(**merged(SAMPLES)),
 }

@@ -1,0 +1,114 @@
+"""
+The offline ``LLM`` of vLLM. Not an engine: files that start with ``_`` are none.
+
+One call of it submits many engine requests; each prompt is a request. A beam
+search is one request: it asks the engine for every beam and token anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, Final
+from weakref import WeakSet
+
+from otel_llm.engines._vllm_request import Request, current, pooling_operation
+from otel_llm.patching import Body, Call, Hook, Probe, Returned
+from otel_llm.timeline import Timeline, ending, merged
+
+Steps = Generator[None, Returned, Any]
+BEAMS_KEPT: Final = 64
+"""Engine requests of one beam search that keep a timeline of their own."""
+
+
+class Batch:
+    """A call of the offline ``LLM``."""
+
+    def __init__(self, operation: str, emit: Callable[[Timeline], None] | None = None) -> None:
+        self.operation, self.emit = operation, emit
+        self.requests: WeakSet[Request] = WeakSet()
+        self.reported: BaseException | None = None
+
+
+class Beams(Batch):
+    """A beam search, as one request."""
+
+    def __init__(self, call: Call, probe: Probe) -> None:
+        super().__init__("text_completion", self.collect)
+        self.request = Request(call, probe, self.operation)
+        self.prompts = len(call.get("prompts"))
+        self.found: list[Timeline] = []
+
+    def collect(self, timeline: Timeline) -> None:
+        """Keep one engine request; those that are too many become one."""
+        self.found.append(timeline)
+        if len(self.found) > 2 * BEAMS_KEPT:
+            kept, rest = self.found[:BEAMS_KEPT], self.found[BEAMS_KEPT:]
+            fields = {**merged(rest), "children": (), "finish_reasons": ()}
+            self.found = [*kept, replace(rest[0], **fields, ended=rest[-1].ended)]
+
+    def close(self, error: BaseException | None) -> None:
+        """All beams are found, or the search failed."""
+        outcome, reason = ending(error, accepted=bool(self.found))
+        # The engine's requests hold a prompt and its beam; only the first of a single prompt is the prompt alone.
+        known = {} if self.prompts == 1 else {"prompt_tokens": None, "cached_tokens": None}
+        self.request.close(outcome, reason, self.found, finish_reasons=(), ended=time.monotonic_ns(), **known)
+
+
+_batch: Final[ContextVar[Batch | None]] = ContextVar("otel_llm_vllm_batch", default=None)
+
+
+def refused(error: BaseException) -> bool:
+    """Whether vLLM blames the request: 0.32 has a class for that, older versions raise ValueError."""
+    return isinstance(error, ValueError) or any(base.__name__ == "VLLMClientError" for base in type(error).__mro__)
+
+
+def hooks(probe: Probe) -> tuple[Hook, ...]:
+    """The required hook serves ``LLMEngine`` without ``LLM`` as well."""
+
+    def add(call: Call) -> Steps:
+        batch = _batch.get() or Batch("text_completion")
+        operation = pooling_operation(call.get("params")) or batch.operation
+        request = Request(call, probe, operation, batch.emit)
+        batch.requests.add(request)
+        token = current.set(request)
+        returned = yield
+        current.reset(token)
+        if returned.error is not None:
+            batch.reported = returned.error
+            request.ended(returned.error)
+
+    def call_of(operation: str) -> Body:
+        def body(call: Call) -> Steps:
+            outer = _batch.get()
+            batch = outer or Batch(operation)
+            request, token = Request(call, probe, operation), _batch.set(batch)
+            returned = yield
+            _batch.reset(token)
+            if returned.error is None or outer is not None:
+                return
+            # A prompt can fail in rendering, before it is added to the engine.
+            if refused(returned.error) and returned.error is not batch.reported:
+                request.ended(returned.error)
+            for added in tuple(batch.requests):  # what the engine took down with it
+                added.ended(returned.error)
+
+        return body
+
+    def beam_search(call: Call) -> Steps:
+        beams = Beams(call, probe)
+        token = _batch.set(beams)
+        returned = yield
+        _batch.reset(token)
+        for added in tuple(beams.requests):
+            added.ended(returned.error)
+        beams.close(returned.error)
+
+    return (
+        Hook(("vllm.v1.engine.llm_engine:LLMEngine.add_request",), add),
+        Hook(("vllm.entrypoints.llm:LLM.generate",), call_of("text_completion"), required=False),
+        Hook(("vllm.entrypoints.llm:LLM.chat",), call_of("chat"), required=False),
+        Hook(("vllm.entrypoints.llm:LLM.beam_search",), beam_search, required=False),
+    )

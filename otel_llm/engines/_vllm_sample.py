@@ -1,0 +1,100 @@
+"""
+One engine request of vLLM. Not an engine: files that start with ``_`` are none.
+
+A sample hangs on vLLM's own request state, so that nothing of ours outlives it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from otel_llm.engines._vllm_clock import Stamps, anchored
+from otel_llm.engines._vllm_tracing import sampling
+from otel_llm.engines._vllm_waits import GRAMMAR_READY, KV_TRANSFER, received
+from otel_llm.timeline import AttributeValue, Timeline, nanoseconds
+
+if TYPE_CHECKING:
+    from otel_llm.engines._vllm_request import Request
+
+
+class Sample:
+    """One engine request; a request has ``n`` of them."""
+
+    def __init__(self, request: Request, state: Any, submitted: int, traced: bool) -> None:
+        self.request, self.state, self.submitted, self.traced = request, state, submitted, traced
+        self.ended = self.preemptions = self.stall = self.preempted_at = 0
+        self.received = self.queued = self.first_token = self.input_wait = 0
+        self.headers: Mapping[str, str] = {}
+        self.finish = ""
+
+    def finished(self, reason: str) -> None:
+        self.finish, self.ended = reason, time.monotonic_ns()
+        if not self.request.streamed and all(sample.finish for sample in self.request.samples):
+            self.request.ended(None)
+
+    def event(self, kind: str, at: int) -> None:
+        self.received = self.received or time.monotonic_ns()
+        if kind == "PREEMPTED":
+            self.preemptions, self.preempted_at = self.preemptions + 1, at
+        elif kind == "SCHEDULED" and self.preempted_at:
+            self.stall, self.preempted_at = self.stall + at - self.preempted_at, 0
+        elif kind == "QUEUED" and not self.queued:
+            self.queued = at
+        elif kind == "QUEUED":  # the next piece of a streaming input; vLLM's stamps start anew
+            stats = self.state.stats
+            self.first_token = self.first_token or nanoseconds(stats.first_token_ts) or 0
+            self.input_wait += max(at - (nanoseconds(stats.last_token_ts) or at), 0)
+
+    def timeline(self, ended: int, ending: dict[str, Any]) -> Timeline:
+        state, stats, detokenizer = self.state, self.state.stats, self.state.detokenizer
+        cut = self.finish in ("abort", "error") or (not self.finish and ending["outcome"] != "ok")
+        # The engine's count may run ahead of the output where a stop string cut it.
+        tokens = stats.num_generation_tokens if detokenizer is None else detokenizer.num_output_tokens()
+        answered = tokens > 0 or (detokenizer is None and not cut)
+        last = nanoseconds(stats.last_token_ts) if answered else None
+        stamps = Stamps(
+            queued=self.queued or None,
+            scheduled=nanoseconds(stats.scheduled_ts),
+            first_token=(self.first_token or nanoseconds(stats.first_token_ts)) if answered else None,
+            last_token=last,
+        )
+        moved = anchored(stamps, self.submitted, self.received, self.ended or ended)
+        placed = moved or stamps
+        return self.request.sample(
+            ended=self.ended or ended,
+            submitted=self.submitted,
+            scheduled=placed.scheduled,
+            first_token=placed.first_token,
+            last_token=None if cut else placed.last_token,
+            cut_known=placed.scheduled is not None,  # told with the first output only
+            finish_reasons=(self.finish,) if self.finish else (),
+            prompt_tokens=state.prompt_len,
+            cached_tokens=state.num_cached_tokens,
+            output_tokens=tokens,
+            preemptions=self.preemptions,
+            preemption_stall=self.stall,
+            attributes=self._attributes(stamps, moved is not None),
+            **(ending if cut else {}),
+        )
+
+    def _attributes(self, stamps: Stamps, moved: bool) -> dict[str, AttributeValue]:
+        found: dict[str, AttributeValue] = sampling(self.state) if self.traced else {}
+        if stamps.queued and stamps.scheduled:
+            found["otel_llm.engine.queue_time"] = (stamps.scheduled - stamps.queued) / 1e9
+        ready = nanoseconds(received(self.headers, GRAMMAR_READY))
+        if stamps.queued and ready:
+            found["otel_llm.engine.grammar_wait"] = max(ready - stamps.queued, 0) / 1e9
+        transfer = received(self.headers, KV_TRANSFER)
+        if transfer is not None:
+            found["otel_llm.engine.kv_transfer_wait"] = transfer
+        if self.input_wait:
+            found["otel_llm.engine.input_wait"] = self.input_wait / 1e9
+        drafts = getattr(self.state, "spec_decode_metrics", None)
+        if drafts is not None:
+            found["otel_llm.engine.draft_tokens"] = drafts.num_draft_tokens
+            found["otel_llm.engine.accepted_tokens"] = sum(n * times for n, times in enumerate(drafts.histogram))
+        if moved:
+            found["otel_llm.engine.clock"] = "anchored"
+        return found

@@ -1,0 +1,95 @@
+"""
+What a request waits for in the engine core. Not an engine: files that start with ``_`` are none.
+
+vLLM sends no stamps of these waits. They are taken in the engine core, where
+otel-llm runs there too, and ride to the frontend beside the trace headers of
+the request's outputs, which vLLM passes through.
+Upstream: vllm/v1/structured_output/__init__.py, vllm/v1/core/sched/scheduler.py,
+vllm/distributed/kv_transfer/kv_connector.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Generator
+from math import isfinite
+from typing import Any, Final
+
+from otel_llm.patching import Call, Hook, Probe, Returned
+
+Steps = Generator[None, Returned, Any]
+KEY: Final = "_otel_llm"
+"""Where a sample hangs on the frontend's state of a request."""
+GRAMMAR_READY: Final = "otel-llm-grammar-ready"
+"""When the grammar of structured output was compiled, seconds of the core's monotonic clock."""
+KV_TRANSFER: Final = "otel-llm-kv-transfer"
+"""Seconds for which the request waited for keys and values from elsewhere."""
+_LOADING: Final = "_otel_llm_loading"
+
+
+def send(request: Any, key: str, seconds: float) -> None:
+    """Let the frontend know, with each output of this request."""
+    request.trace_headers = {**(request.trace_headers or {}), key: repr(seconds)}
+
+
+def received(headers: Any, key: str) -> float | None:
+    """What the engine core said, None if it said nothing that makes sense."""
+    try:
+        seconds = float(headers[key])
+    except (KeyError, ValueError):
+        return None
+    return seconds if isfinite(seconds) else None
+
+
+def hooks(probe: Probe) -> tuple[Hook, ...]:
+    """All optional: a version without them is measured without them."""
+
+    def grammar(call: Call) -> Steps:
+        yield
+        send(call.get("request"), GRAMMAR_READY, time.monotonic())
+
+    def connector(_call: Call) -> Steps:
+        returned = yield
+        if hasattr(returned.value, "update_state_after_alloc"):
+            returned.value.update_state_after_alloc = _watched(returned.value.update_state_after_alloc, probe)
+
+    def loaded(call: Call) -> Steps:
+        request = call.get("request")
+        returned = yield
+        begun = vars(request).pop(_LOADING, None) if returned.value is not False else None  # False: still waiting
+        if begun is not None:
+            before = received(request.trace_headers or {}, KV_TRANSFER) or 0.0
+            send(request, KV_TRANSFER, before + time.monotonic() - begun)
+
+    def outputs(call: Call) -> Steps:
+        for output in [output for output in call.get("engine_core_outputs") if output.trace_headers]:
+            if output.events:
+                state = call.instance.request_states.get(output.request_id)
+                if sample := getattr(state, KEY, None):
+                    sample.headers = output.trace_headers
+        yield
+
+    scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
+    structured = "vllm.v1.structured_output:StructuredOutputManager."
+    factory = "vllm.distributed.kv_transfer.kv_connector.factory:KVConnectorFactory."
+    return (
+        Hook((structured + "_create_grammar", structured + "_async_create_grammar"), grammar, required=False),
+        Hook((factory + "create_connector",), connector, required=False),
+        Hook((scheduler + "_update_waiting_for_remote_kv",), loaded, required=False),
+        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), outputs, required=False),
+    )
+
+
+def _watched(original: Callable[..., Any], probe: Probe) -> Callable[..., Any]:
+    """Notes when a request was given its blocks: from there on it may wait for what belongs into them."""
+
+    @functools.wraps(original)
+    def update_state_after_alloc(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            setattr(request, _LOADING, time.monotonic())
+        except Exception as error:
+            probe.breaker.swallow("update_state_after_alloc", error)
+        return original(request, *args, **kwargs)
+
+    return update_state_after_alloc
