@@ -153,10 +153,22 @@ def _guarded(provider: Any, method: str) -> None:
         faults.swallow(f"pipeline.{method}", error)
 
 
+def _options(exporter: str) -> dict[str, Any]:
+    if exporter != _OTLP["http/protobuf"]:
+        return {}
+    try:
+        from otel_llm.pipeline import answers
+    except ImportError:  # an exporter that does without requests
+        return {}
+    # A session with credentials that the service has configured stays in place.
+    chosen = any(value for name, value in os.environ.items() if name.endswith("_CREDENTIAL_PROVIDER"))
+    return {} if chosen else {"session": answers.session()}
+
+
 def _exporter(signal: Signal, name: str) -> Any:
     if name == "otlp":
         protocol = os.environ.get(_PROTOCOL[signal]) or os.environ.get(OTEL_EXPORTER_OTLP_PROTOCOL) or "grpc"
         name = _OTLP.get(protocol.strip(), protocol)
     for entry in entry_points(group=f"opentelemetry_{signal}_exporter", name=name):
-        return entry.load()()
+        return entry.load()(**_options(name))
     raise LookupError(f"no {signal} exporter named {name}")
