@@ -14,7 +14,7 @@ from typing import Final
 
 from otel_llm.client_timeline import CLIENT_PHASES, METHODS
 from otel_llm.engine_instruments import ENGINE_INSTRUMENTS
-from otel_llm.instrument import LATENCY_SECONDS, TOKEN_SECONDS, Attribute, Instrument
+from otel_llm.instrument_rows import LATENCY_SECONDS, TOKEN_SECONDS, Attribute, Instrument
 from otel_llm.timeline import PHASES
 
 __all__ = ["ATTRIBUTES", "CLIENT_SPAN", "INSTRUMENTS", "PHASE_SPAN", "REQUEST_SPAN", "SCOPE", "Attribute", "Instrument"]

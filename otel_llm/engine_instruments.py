@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from otel_llm.instrument import BATCH_REQUESTS, STEP_TOKENS, TOKEN_SECONDS, Instrument
+from otel_llm.instrument_rows import BATCH_REQUESTS, STEP_TOKENS, TOKEN_SECONDS, Instrument
 
 _ENGINE: Final = ("gen_ai.provider.name", "gen_ai.request.model", "otel_llm.engine.index")
 
@@ -13,7 +13,7 @@ ENGINE_INSTRUMENTS: Final = (
         "otel_llm.engine.requests",
         "observable_gauge",
         "{request}",
-        "Requests that the engine's scheduler holds. Where several API servers tell of one engine: the highest.",
+        "Requests that the engine's scheduler holds. Where several API servers are told of one engine: the highest.",
         (*_ENGINE, "otel_llm.state"),
     ),
     Instrument(
@@ -69,7 +69,7 @@ ENGINE_INSTRUMENTS: Final = (
         "otel_llm.engine.batch.size",
         "histogram",
         "{request}",
-        "Requests in a step of the engine.",
+        "Requests in a step of the engine; where otel-llm runs in the engine core too.",
         _ENGINE,
         BATCH_REQUESTS,
     ),
@@ -77,7 +77,7 @@ ENGINE_INSTRUMENTS: Final = (
         "otel_llm.engine.step.tokens",
         "histogram",
         "{token}",
-        "Tokens in a step of the engine, of prompts and of outputs.",
+        "Tokens in a step of the engine, of prompts and of outputs; where otel-llm runs in the engine core too.",
         _ENGINE,
         STEP_TOKENS,
     ),
@@ -85,7 +85,7 @@ ENGINE_INSTRUMENTS: Final = (
         "otel_llm.engine.step.duration",
         "histogram",
         "s",
-        "Time that a step added to the engine's; under overlapping steps their sum is the time that it was busy.",
+        "Time that a step added to the engine's: the sum is the time that it was busy (OTEL_LLM_STEP_DETAIL).",
         _ENGINE,
         TOKEN_SECONDS,
     ),
@@ -93,7 +93,7 @@ ENGINE_INSTRUMENTS: Final = (
         "otel_llm.engine.computed_tokens",
         "observable_counter",
         "{token}",
-        "Tokens that went through the model, by the phase that they were for.",
+        "Tokens that went through the model, by the phase that they were for (OTEL_LLM_STEP_DETAIL).",
         (*_ENGINE, "otel_llm.phase"),
     ),
 )
