@@ -6,17 +6,19 @@ Until ``instrument()`` is called both cost next to nothing and do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Token
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from otel_llm import faults, outlet
+from otel_llm import edge, faults, outlet
 from otel_llm.recording import Recording
 from otel_llm.streams import AsyncStream, SyncStream
-from otel_llm.timeline import ending
+from otel_llm.timeline import Timeline, ending
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,6 +38,9 @@ class request:
     request that never calls it did not wait. ``first_token()`` ends the
     prefill, unless ``tokens()`` did; the last ``tokens()`` ends the decode. An
     exception is recorded and passes. Use each object once.
+
+    What an instrumented engine does inside the block is part of this request
+    and not counted again; where nothing is marked by hand, its stamps count.
     """
 
     def __init__(
@@ -49,14 +54,21 @@ class request:
         self._model, self._operation, self._engine, self._request_id = model, operation, engine, request_id
         self._recording: Recording | None = None
         self._marks: dict[str, Any] = {}
+        self._inside = _Inside()
+        self._outer: Token[edge.Enclosing | None] | None = None
 
     def __enter__(self) -> request:
         self.started()
+        if self._recording is not None:
+            self._outer = edge.current.set(self._inside)
         return self
 
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        if self._outer is not None:
+            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                edge.current.reset(self._outer)
         self.ended(error)
 
     def scheduled(self) -> None:
@@ -102,16 +114,50 @@ class request:
         if recording is None:
             return
         try:
-            begin = recording.received
-            # Without scheduled() nothing was waited for: the work began at once.
-            marks["submitted" if "scheduled" in marks else "scheduled"] = begin
             outcome, reason = ending(error, accepted=True)
             if outcome != "ok":
                 marks.pop("last_token", None)
-            recording.close(outcome, reason, received=None, **marks)
+            marks = {"received": None, **self._begun(recording.received, marks), **marks}
+            recording.close(outcome, reason, **marks)
         except Exception as fault:
             faults.swallow("request.ended", fault)
         self._recording = None
+
+    def _begun(self, begin: int, marks: dict[str, Any]) -> dict[str, Any]:
+        """What is not marked by hand: the stamps of the engines inside, if there were any."""
+        engines = self._inside.close()
+        if not engines or "scheduled" in marks or "first_token" in marks:
+            # Without scheduled() nothing was waited for: the work began at once.
+            children = edge.several(engines)["children"] if engines else ()
+            return {"submitted" if "scheduled" in marks else "scheduled": begin, "children": children}
+        fields = {**edge.several(engines), "received": begin}
+        if self._engine == "custom" and self._model is None:
+            fields |= {name: getattr(engines[0], name) for name in ("engine", "model", "operation")}
+        return fields
+
+
+class _Inside:
+    """The engine requests inside a hand-marked one."""
+
+    headers: Mapping[str, str] = {}
+
+    def __init__(self) -> None:
+        self._engines: list[Timeline] = []
+        self._open = True
+
+    def expect(self) -> None:
+        """It does not wait for any: what has not ended by its own end is a request of its own."""
+
+    withdraw = expect
+
+    def collect(self, timeline: Timeline) -> bool:
+        if self._open:
+            edge.keep(self._engines, timeline)
+        return self._open
+
+    def close(self) -> list[Timeline]:
+        self._open = False
+        return self._engines
 
 
 class _Items:

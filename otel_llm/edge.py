@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from otel_llm.pairing import ServerTiming
 from otel_llm.timeline import AttributeValue, Outcome, Timeline, merged, wall_offset
@@ -24,6 +24,25 @@ BLOCKED_KEPT: Final = 1024
 
 CHILDREN_KEPT: Final = 128
 """Engine requests of one HTTP request that keep a timeline of their own; beam search makes one per beam and token."""
+
+
+class Enclosing(Protocol):
+    """A request that engine requests are part of: an HTTP request, or one that is marked by hand."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Trace headers that came with it."""
+        ...
+
+    def expect(self) -> None:
+        """An engine request begins on its behalf."""
+
+    def withdraw(self) -> None:
+        """An engine request that was expected will not come. May be called from a finaliser: takes no lock for long."""
+
+    def collect(self, timeline: Timeline) -> bool:
+        """Take over a finished engine request; False when this one has been reported."""
+        ...
 
 
 class Delivery(NamedTuple):
@@ -74,7 +93,10 @@ class ServerEdge:
         self._collected = 0
         self._engines: list[Timeline] = []
         self._open = True
-        self._lock = threading.Lock()  # an engine may run in a thread of its own
+        # An engine may run in a thread of its own, and a finaliser inside of anything.
+        self._lock = threading.RLock()
+        self.wake: Callable[[], object] | None = None
+        """Brings about ``report`` soon, from any thread; set while this request waits for an engine's."""
 
     def expect(self) -> None:
         """An engine request begins on behalf of this HTTP request."""
@@ -87,14 +109,18 @@ class ServerEdge:
             if not self._open:
                 return False
             self._collected += 1
-            self._engines.append(timeline)
-            if len(self._engines) > 2 * CHILDREN_KEPT:
-                kept, rest = self._engines[:CHILDREN_KEPT], self._engines[CHILDREN_KEPT:]
-                self._engines = [*kept, replace(rest[0], **several(rest), ended=rest[-1].ended)]
+            keep(self._engines, timeline)
             complete = self.settled and self._collected >= self._expected
         if complete:
             self.report()
         return True
+
+    def withdraw(self) -> None:
+        """An engine request that was expected will not come."""
+        with self._lock:
+            self._expected -= 1
+        if self.wake is not None and not self.waiting:
+            self.wake()
 
     @property
     def engines(self) -> tuple[Timeline, ...]:
@@ -187,6 +213,16 @@ class ServerEdge:
         return sum(max(end - max(start, last_token), 0) for start, end in self.blocked)
 
 
+def keep(engines: list[Timeline], timeline: Timeline) -> None:
+    """Add one to the engine requests of a request; those that are too many become one."""
+    if getattr(timeline.context, "handed_over", None) is False:
+        setattr(timeline.context, "handed_over", True)  # noqa: B010 - the context is opaque here
+    engines.append(timeline)
+    if len(engines) > 2 * CHILDREN_KEPT:
+        rest = engines[CHILDREN_KEPT:]
+        engines[CHILDREN_KEPT:] = [replace(rest[0], **several(rest), ended=rest[-1].ended)]
+
+
 def several(engines: list[Timeline]) -> dict[str, Any]:
     """What the engine requests of one HTTP request are together: fields for Timeline."""
     fields = merged(engines)
@@ -199,5 +235,5 @@ def several(engines: list[Timeline]) -> dict[str, Any]:
     return fields
 
 
-current: Final[ContextVar[ServerEdge | None]] = ContextVar("otel_llm_server_edge", default=None)
-"""The HTTP request that the running task serves."""
+current: Final[ContextVar[Enclosing | None]] = ContextVar("otel_llm_edge", default=None)
+"""The request that the running task serves."""

@@ -60,4 +60,4 @@ class Recording:
             return
         self.open = False
         marks = {**merged(samples), "received": self.received, "ended": time.monotonic_ns(), **marks}
-        self._emit(Timeline(**self._fixed, outcome=outcome, error_type=error_type, **marks))
+        self._emit(Timeline(**{**self._fixed, "outcome": outcome, "error_type": error_type, **marks}))

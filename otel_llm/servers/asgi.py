@@ -9,6 +9,7 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -265,7 +266,9 @@ def _guarded(act: Callable[..., None], *args: Any) -> None:
 def _settle(server: edge.ServerEdge) -> None:
     server.settled = True
     if server.waiting:
-        asyncio.get_running_loop().call_later(LINGER_SECONDS, server.report)
+        loop = asyncio.get_running_loop()
+        server.wake = functools.partial(loop.call_soon_threadsafe, server.report)
+        loop.call_later(LINGER_SECONDS, server.report)
     else:
         server.report()
 

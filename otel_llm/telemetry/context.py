@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from otel_llm import edge
+from otel_llm import edge, faults
 
 # W3C trace context alone: baggage from outside is never read.
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
-class Captured(NamedTuple):
-    """What ``capture`` keeps."""
+class Captured:
+    """
+    What ``capture`` keeps.
 
-    context: Context
-    edge: edge.ServerEdge | None
-    """The HTTP request that this one is part of, if it came through a server edge."""
+    ``edge`` is the HTTP request, or the hand-marked one, that this request is
+    part of. It waits for this one, and is told when nobody can hand that over
+    any more.
+    """
+
+    __slots__ = ("context", "edge", "handed_over")
+
+    def __init__(self, context: Context, edge: edge.Enclosing | None) -> None:
+        self.context, self.edge = context, edge
+        self.handed_over = False
+
+    def __del__(self) -> None:
+        if self.edge is not None and not self.handed_over:
+            try:
+                self.edge.withdraw()
+            except Exception as error:
+                faults.swallow("context.withdraw", error)
 
 
 def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Context | None = None) -> Captured:
