@@ -58,7 +58,7 @@ def timeline() -> Timeline:
 def recorder(ratio: str) -> Recorder:
     os.environ["OTEL_TRACES_SAMPLER"], os.environ["OTEL_TRACES_SAMPLER_ARG"] = "parentbased_traceidratio", ratio
     pipeline = Pipeline(Settings().service_name, frozenset({"traces", "metrics"}))
-    return Recorder(pipeline.tracer_provider, pipeline.bulk, loss=pipeline.loss)
+    return Recorder(pipeline.spans, pipeline.bulk, loss=pipeline.loss)
 
 
 def per_call(call: Callable[[], object], calls: int = CALLS) -> float:

@@ -10,15 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_EXPORT_BATCH_SIZE
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_llm import faults
+from otel_llm.pipeline import otlp
+from otel_llm.pipeline.replay import Replay
 from otel_llm.pipeline.sampling import CappedSampler
+from otel_llm.pipeline.spans import Decided, SpanQueue, breathing, setting
 
 
 class Outage:
@@ -66,38 +70,76 @@ class Tally:
         self._outage.begins(self.signal, cause)
 
 
-class CountingSpanExporter(SpanExporter):
-    """Inert in a forked copy; keeps back spans that the encoder would choke on."""
+class SpanOutlet:
+    """
+    Makes spans of what is queued and gives them to an exporter. Inert in a forked copy.
 
-    def __init__(self, inner: SpanExporter, tally: Tally) -> None:
-        self._inner, self._tally, self._pid = inner, tally, os.getpid()
+    Encoded here where the exporter takes that; else as spans of the SDK,
+    without those that the encoder would choke on.
+    """
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def __init__(self, exporter: SpanExporter, provider: TracerProvider, tally: Tally) -> None:
+        self._exporter, self._tally, self._pid = exporter, tally, os.getpid()
+        self._largest = setting(OTEL_BSP_MAX_EXPORT_BATCH_SIZE, 512)
+        self._send = otlp.sender(exporter)
+        self._encoder, self._replay = otlp.Encoder(provider), Replay(provider)
+
+    def deliver(self, batch: Sequence[Decided], breathe: Callable[[], None]) -> None:
         """Never raises."""
-        if os.getpid() != self._pid:
-            return SpanExportResult.SUCCESS
-        good = [span for span in spans if _sendable(span)]
-        self._tally.rejected += len(spans) - len(good)
+        if os.getpid() == self._pid:
+            with _QUIET:
+                (self._as_spans if self._send is None else self._as_bytes)(batch, breathe)
+
+    def _as_spans(self, batch: Sequence[Decided], breathe: Callable[[], None]) -> None:
+        spans: list[ReadableSpan] = []
+        for decided in breathing(batch, breathe):
+            try:
+                made = self._replay.spans(decided)
+                good = [span for span in made if _sendable(span)]
+            except Exception as error:
+                self._undescribed(error)
+            else:
+                spans.extend(good)
+                self._tally.rejected += len(made) - len(good)
+        for start in range(0, len(spans), self._largest):
+            part = spans[start : start + self._largest]
+            self._out(len(part), partial(self._exporter.export, part))
+
+    def _as_bytes(self, batch: Sequence[Decided], breathe: Callable[[], None]) -> None:
+        assert self._send is not None
+        by_scope: dict[str, list[bytes]] = {}
+        for decided in breathing(batch, breathe):
+            try:
+                spans, odd = self._encoder.spans(decided, _sendable)
+            except Exception as error:
+                self._undescribed(error)
+            else:
+                by_scope.setdefault(decided.scope, []).extend(spans)
+                self._tally.rejected += odd
+        for scope, spans in by_scope.items():
+            for start in range(0, len(spans), self._largest):
+                part = spans[start : start + self._largest]
+                self._out(len(part), partial(self._send, self._encoder.request(scope, part), len(part)))
+
+    def _undescribed(self, error: Exception) -> None:
+        self._tally.rejected += 1  # at least
+        faults.swallow("pipeline.describe", error)
+
+    def _out(self, count: int, send: Callable[[], SpanExportResult]) -> None:
         cause, result = "refused or unreachable", SpanExportResult.FAILURE
         try:
-            with _QUIET:
-                result = self._inner.export(good)
+            result = send()
         except Exception as error:
             cause = type(error).__name__
         if result is SpanExportResult.SUCCESS:
-            self._tally.delivered(len(good))
+            self._tally.delivered(count)
         else:
-            self._tally.lost(len(good), cause)
-        return result
+            self._tally.lost(count, cause)
 
     def shutdown(self) -> None:
         """Close the connection, if this is the process that opened it."""
         if os.getpid() == self._pid:
-            self._inner.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held back here."""
-        return self._inner.force_flush(timeout_millis)
+            self._exporter.shutdown()
 
 
 class CountingMetricExporter(MetricExporter):
@@ -145,37 +187,13 @@ class CountingMetricExporter(MetricExporter):
         return self._inner.force_flush(timeout_millis)
 
 
-class QueueWatch(SpanProcessor):
-    """
-    Goes before a batch processor and counts the spans that this one will drop.
-
-    The processor drops silently when its queue is full, and the SDK keeps the
-    queue to itself; without it nothing can be counted here.
-    """
-
-    def __init__(self, processor: BatchSpanProcessor) -> None:
-        batch = getattr(processor, "_batch_processor", None)
-        self._queue: deque[object] = getattr(batch, "_queue", deque())
-        self.overflow = 0
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Called for each sampled span."""
-        if len(self._queue) == self._queue.maxlen:
-            self.overflow += 1
-
-    @property
-    def waiting(self) -> int:
-        """Spans in the queue."""
-        return len(self._queue)
-
-
 class Loss:
     """What was exported and dropped, for the self-metrics and ``status()``."""
 
     def __init__(self) -> None:
         self.outage = Outage()
         self.spans, self.metrics = Tally("spans", self.outage), Tally("metrics", self.outage)
-        self.queues: list[QueueWatch] = []
+        self.queue: SpanQueue | None = None
         self.sampler: CappedSampler | None = None
 
     def exported(self) -> dict[str, int]:
@@ -184,7 +202,7 @@ class Loss:
 
     def dropped(self) -> dict[str, int]:
         """Lost, by kind; spans that still wait are not lost yet."""
-        overflow = sum(queue.overflow for queue in self.queues)
+        overflow = 0 if self.queue is None else self.queue.overflow
         return {"spans": self.spans.failed + self.spans.rejected + overflow, "metrics": self.metrics.failed}
 
     def capped(self) -> dict[str, int]:
@@ -192,8 +210,8 @@ class Loss:
         return {"spans": 0 if self.sampler is None else self.sampler.capped}
 
     def waiting(self) -> int:
-        """Spans that wait for their export."""
-        return sum(queue.waiting for queue in self.queues)
+        """Requests whose spans wait for their export."""
+        return 0 if self.queue is None else self.queue.waiting
 
 
 def _sendable(span: ReadableSpan) -> bool:

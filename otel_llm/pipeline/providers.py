@@ -25,13 +25,13 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_llm import faults
 from otel_llm.pipeline.bulk import BulkMeterProvider, takes_bulk
-from otel_llm.pipeline.exporters import CountingMetricExporter, CountingSpanExporter, Loss, QueueWatch, quiet_exporters
+from otel_llm.pipeline.exporters import CountingMetricExporter, Loss, SpanOutlet, quiet_exporters
 from otel_llm.pipeline.sampling import CappedSampler
+from otel_llm.pipeline.spans import DeferredSpanMakers
 
 Signal = Literal["traces", "metrics"]
 
@@ -80,24 +80,20 @@ class Pipeline:
         self.exporters: dict[str, tuple[str, ...]] = {}
         self.bulk: BulkMeterProvider | None = None
         """The meter provider to record with, where the exporters take what it makes."""
-        self.tracer_provider = self._traces(resource) if "traces" in signals else None
+        self.spans = self._traces(resource) if "traces" in signals else None
         self.meter_provider = self._metrics(resource) if "metrics" in signals else None
         quiet_exporters()
 
-    def _traces(self, resource: Resource) -> TracerProvider | None:
+    def _traces(self, resource: Resource) -> DeferredSpanMakers | None:
         found = self._load("traces")
         if not found:
             return None
         provider = TracerProvider(resource=resource, id_generator=UrandomIds(), shutdown_on_exit=False)
         # Around the one of OTEL_TRACES_SAMPLER, which only the provider knows how to make.
         provider.sampler = self.loss.sampler = CappedSampler(provider.sampler, self._sampled_per_second)
-        for exporter in found:
-            processor = BatchSpanProcessor(CountingSpanExporter(exporter, self.loss.spans))
-            watch = QueueWatch(processor)
-            self.loss.queues.append(watch)
-            provider.add_span_processor(watch)
-            provider.add_span_processor(processor)
-        return provider
+        spans = DeferredSpanMakers(provider, [SpanOutlet(exporter, provider, self.loss.spans) for exporter in found])
+        self.loss.queue = spans.queue
+        return spans
 
     def _metrics(self, resource: Resource) -> MeterProvider | None:
         exporters = [CountingMetricExporter(exporter, self.loss.metrics) for exporter in self._load("metrics")]
@@ -132,12 +128,12 @@ class Pipeline:
         """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
         self._together("shutdown")
         if (left := self.loss.waiting()) and not self.loss.outage.lasts:
-            faults.logger.warning("otel_llm: %d spans were not delivered in time before the exit", left)
+            faults.logger.warning("otel_llm: the spans of %d requests were not delivered in time before the exit", left)
 
     def _together(self, method: str) -> None:
         # The SDK's own time-outs reach 30 s each, so they run in threads that
         # the interpreter does not wait for.
-        providers = [provider for provider in (self.tracer_provider, self.meter_provider) if provider is not None]
+        providers = [provider for provider in (self.spans, self.meter_provider) if provider is not None]
         threads = [threading.Thread(target=_guarded, args=(p, method), daemon=True) for p in providers]
         for thread in threads:
             thread.start()
