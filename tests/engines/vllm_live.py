@@ -91,6 +91,15 @@ class Answer:
     error: BaseException | None = None
 
 
+def has_option(name: str) -> bool:
+    """Whether this version of vLLM has an engine argument."""
+    from dataclasses import fields
+
+    from vllm import EngineArgs
+
+    return name in {field.name for field in fields(EngineArgs)}
+
+
 class LiveEngine:
     """
     Chunked prefill in steps of 256 tokens, and a KV cache small enough to preempt.
