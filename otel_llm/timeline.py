@@ -108,19 +108,17 @@ class Timeline:
     """Further span attributes, all declared in ``conventions``."""
     context: object = None
     """What ``capture()`` returned in the caller's task: opaque to engines."""
+    _believed: tuple[dict[int, int], bool] = field(init=False, repr=False, compare=False)
+    """Known stamps by their position, without those that contradict others; whether there were any."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if there is no start, or if it lies after the end."""
-        if self.start > self.ended:
-            raise ValueError(f"a request cannot end {self.start - self.ended} ns before it starts")
+        object.__setattr__(self, "_believed", self._trusted())
 
     @property
     def start(self) -> int:
         """The first known stamp, monotonic nanoseconds."""
-        for stamp in self._stamps():
-            if stamp is not None:
-                return stamp
-        raise ValueError("a timeline needs at least one stamp beside its end")
+        return next(iter(self._believed[0].values()))
 
     @property
     def duration(self) -> int:
@@ -136,12 +134,12 @@ class Timeline:
         that contradict each other are not repaired: each one concerned is
         dropped, and the time around it is ``unsplit``.
         """
-        stamps, contradiction = self._trusted()
+        stamps, contradiction = self._believed
         early = self.outcome != "ok"
         parts: list[Phase] = []
-        index, begin = stamps[0]
-        for following, end in stamps[1:]:
-            if end > begin:
+        index, begin = -1, 0
+        for following, end in stamps.items():
+            if end > begin and index >= 0:
                 parts.append(_part(index, following, begin, end))
             index, begin = following, end
         if index == _POSTPROCESS:
@@ -156,7 +154,7 @@ class Timeline:
 
     def time_to_first_token(self) -> int | None:
         """Nanoseconds from start to the first output token, None if unknown or none."""
-        first = self._trusted_stamp(_FIRST_TOKEN)
+        first = self._believed[0].get(_FIRST_TOKEN)
         return None if first is None or self.output_tokens == 0 else first - self.start
 
     def time_per_output_token(self) -> float | None:
@@ -169,8 +167,8 @@ class Timeline:
         if self.children:
             known = [t for t in (c.time_per_output_token() for c in self.children) if t is not None]
             return sum(known) / len(known) if known else None
-        first = self._trusted_stamp(_FIRST_TOKEN)
-        last = self._trusted_stamp(_POSTPROCESS)
+        first = self._believed[0].get(_FIRST_TOKEN)
+        last = self._believed[0].get(_POSTPROCESS)
         tokens = self.output_tokens or 0
         if self.outcome != "ok" or first is None or last is None or tokens < 2:
             return None
@@ -191,23 +189,22 @@ class Timeline:
             self.last_token,
         )
 
-    def _trusted(self) -> tuple[list[tuple[int, int]], bool]:
-        """Known stamps with their position, and whether any had to be dropped."""
-        known = [(index, stamp) for index, stamp in enumerate(self._stamps()) if stamp is not None]
-        previous = known[0][1]
-        for _, stamp in known:
+    def _trusted(self) -> tuple[dict[int, int], bool]:
+        known = {index: stamp for index, stamp in enumerate(self._stamps()) if stamp is not None}
+        if not known:
+            raise ValueError("a timeline needs at least one stamp beside its end")
+        previous = start = next(iter(known.values()))
+        if start > self.ended:
+            raise ValueError(f"a request cannot end {start - self.ended} ns before it starts")
+        for stamp in known.values():
             if not previous <= stamp <= self.ended:
                 break
             previous = stamp
         else:
             return known, False
-        start, *rest = known
-        inside = [(i, t) for i, t in rest if start[1] <= t <= self.ended]
+        inside = [(i, t) for i, t in known.items() if start <= t <= self.ended]
         agreed = [(i, t) for i, t in inside if all((i < j) == (t < u) or t == u or i == j for j, u in inside)]
-        return [start, *agreed], True
-
-    def _trusted_stamp(self, position: int) -> int | None:
-        return dict(self._trusted()[0]).get(position)
+        return dict(agreed), True
 
     def _postprocess(self, begin: int) -> list[Phase]:
         """Delivery after the last token; the part blocked by the peer is network."""
@@ -218,8 +215,9 @@ class Timeline:
 
 
 def _part(index: int, following: int, begin: int, end: int) -> Phase:
-    between = PHASES[index:following]
-    return Phase(between[0], begin, end) if len(between) == 1 else Phase(UNSPLIT, begin, end, between)
+    if following == index + 1:
+        return Phase(PHASES[index], begin, end)
+    return Phase(UNSPLIT, begin, end, PHASES[index:following])
 
 
 def wall_offset() -> int:
