@@ -18,6 +18,7 @@ SLO_TTFT: Final = "OTEL_LLM_SLO_TTFT"
 SLO_TPOT: Final = "OTEL_LLM_SLO_TPOT"
 PUBLIC_ENDPOINT: Final = "OTEL_LLM_PUBLIC_ENDPOINT"
 TIMING: Final = "OTEL_LLM_TIMING"
+STEP_DETAIL: Final = "OTEL_LLM_STEP_DETAIL"
 SAMPLED_PER_SECOND: Final = "OTEL_LLM_SAMPLED_PER_SECOND"
 
 SAMPLED_DEFAULT: Final = 100.0
@@ -47,6 +48,8 @@ class Settings:
     """Start a new trace with a link instead of following a caller's. ``OTEL_LLM_PUBLIC_ENDPOINT``."""
     timing: bool = False
     """Tell a client that asks for it where the time of its request went. ``OTEL_LLM_TIMING``."""
+    step_detail: bool = False
+    """Measure each step of an engine: its duration, and its tokens by phase. ``OTEL_LLM_STEP_DETAIL``."""
     sampled_per_second: float = SAMPLED_DEFAULT
     """Requests per second and process that may have spans. ``OTEL_LLM_SAMPLED_PER_SECOND``; ``inf`` lifts the cap."""
 
@@ -72,6 +75,7 @@ class Settings:
             targets=_targets(slo, environment),
             public_endpoint=flag(PUBLIC_ENDPOINT, environment),
             timing=flag(TIMING, environment),
+            step_detail=flag(STEP_DETAIL, environment),
             sampled_per_second=_cap(environment),
         )
 

@@ -10,6 +10,7 @@ that watch one engine add up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from otel_llm.recording import TokenGaps
@@ -25,6 +26,8 @@ class EngineState:
     model: str | None
     index: int = 0
     """Which of the engines that serve the model side by side (data parallel)."""
+    shared: bool = False
+    """Whether other processes are told of the same engine, each of a part: what was told here soon goes stale."""
 
     running: int | None = None
     """Requests in the batch that goes on."""
@@ -55,13 +58,14 @@ class EngineStep:
     index: int
     requests: int
     """Batch size: requests that had a token in the step."""
-    prefill_tokens: int
-    """Tokens of prompts, and of what a preempted request had to compute again."""
-    decode_tokens: int
-    """The others, drafted ones included."""
-    duration: float | None
-    """Seconds that the step added to the engine's time, None if unknown."""
+    tokens: int
+    """Those of prompts and those of outputs, drafted ones included."""
+    prefill_tokens: int | None = None
+    """Those of prompts, and of what a preempted request had to compute again; None if unknown."""
+    duration: float | None = None
+    """Seconds that the step added to the engine's time; None if unknown."""
 
 
 Emission = Timeline | TokenGaps | EngineState | EngineStep
 """What an engine file emits."""
+Emit = Callable[[Emission], None]

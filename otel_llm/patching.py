@@ -15,10 +15,12 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from otel_llm import faults
-from otel_llm.engine_state import Emission
+from otel_llm.engine_state import Emit
+
+Ready = Callable[[], bool]
 
 
 class Capture(Protocol):
@@ -31,13 +33,15 @@ class Capture(Protocol):
 class Probe(NamedTuple):
     """What an engine file is given; it knows nothing of OpenTelemetry."""
 
-    emit: Callable[[Emission], None]
+    emit: Emit
     """Takes each finished request, and what an engine says of itself. Never raises."""
     capture: Capture
-    ready: Callable[[], bool]
+    ready: Ready
     """Called when the engine is about to serve: do our spans go to the global provider? Never raises."""
     breaker: faults.Breaker
     """Swallows what a replacement, which the driver does not guard, must not raise."""
+    step_detail: bool = False
+    """Whether an engine's steps are wanted in detail, with their duration."""
 
 
 class Call:
@@ -98,7 +102,7 @@ class Hook:
     function that takes its place. It guards itself.
     """
     required: bool = True
-    """An optional hook is wrapped whenever its own module is imported."""
+    """An optional hook is wrapped whenever its own module is imported, in processes without an anchor too."""
 
     @property
     def module(self) -> str:
@@ -134,13 +138,11 @@ State = Literal["off", "armed", "applied", "failed"]
 class Patcher:
     """The hooks of one engine in this process."""
 
-    def __init__(
-        self, engine: Engine, emit: Callable[[Emission], None], capture: Capture, ready: Callable[[], bool]
-    ) -> None:
+    def __init__(self, engine: Engine, emit: Emit, capture: Capture, ready: Ready, step_detail: bool = False) -> None:
         self.engine, self.breaker = engine, faults.Breaker(engine.name)
         self.state: State = "off"
         self.reason = ""
-        self.probe = Probe(emit, capture, ready, self.breaker)
+        self.probe = Probe(emit, capture, ready, self.breaker, step_detail)
         self._hooks = engine.hooks(self.probe)
         self._patches: list[Patch] = []
         self._wrapped: list[str] = []
@@ -152,9 +154,8 @@ class Patcher:
         self.state = "armed"
         for anchor in self.engine.anchors:
             wrapt.register_post_import_hook(self._on_anchor, anchor)
-        for hook in self._hooks:
-            if not hook.required:
-                wrapt.register_post_import_hook(self._on_optional, hook.module)
+        for module in {hook.module for hook in self._hooks if not hook.required}:
+            wrapt.register_post_import_hook(self._on_optional, module)
 
     def undo(self) -> None:
         """Put back exactly what was there. Hooks that still wait stay idle."""
@@ -180,6 +181,7 @@ class Patcher:
         required = [(hook, resolve(hook)) for hook in self._hooks if hook.required]
         missing = [hook.targets[0] for hook, place in required if place is None]
         if missing:
+            self.undo()  # of what was optional
             self.state, self.reason = "failed", f"this version has no {', '.join(missing)}"
             faults.logger.warning("otel_llm: %s left untouched: %s", self.engine.name, self.reason)
             return
@@ -201,7 +203,7 @@ class Patcher:
             self.breaker.swallow("apply", error)
 
     def _on_optional(self, module: Any) -> None:
-        if self.state != "applied":
+        if self.state not in ("armed", "applied"):
             return
         for hook in self._hooks:
             if not hook.required and hook.module == module.__name__:
@@ -224,9 +226,8 @@ class Patcher:
         else:
             assert hook.replacement is not None
             wrapper = hook.replacement(original)
-        own = vars(parent).get(attribute)
+        self._patches.append(Patch(parent, attribute, vars(parent).get(attribute), wrapper))
         setattr(parent, attribute, wrapper)
-        self._patches.append(Patch(parent, attribute, own, wrapper))
         self._wrapped.append(hook.targets[0])
 
 
@@ -249,13 +250,11 @@ def resolve(hook: Hook, *, load: bool = True) -> tuple[Any, str, Any] | None:
     return None
 
 
-_SELF_KINDS: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
 def _positions(original: Any) -> dict[str, int]:
     """Position of each parameter that can be passed by position, without self."""
     function = getattr(original, "__func__", original)
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in _SELF_KINDS]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
     bound = not isinstance(original, staticmethod) and names[:1] in (["self"], ["cls"])
     return {name: position for position, name in enumerate(names[1:] if bound else names)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from otel_llm import conventions, instrument
+from otel_llm import conventions, instrument_rows
 from otel_llm.conventions import ATTRIBUTES, INSTRUMENTS
 
 PAGE = Path(__file__).parents[1] / "docs/telemetry.md"
@@ -70,7 +70,7 @@ def _attributes() -> Iterable[str]:
 def _buckets() -> Iterable[str]:
     yield '## Buckets\nNo bound is an integer: `le="1"` and `le="1.0"` are different series on different paths.\n'
     for name in ("LATENCY_SECONDS", "TOKEN_SECONDS", "BATCH_REQUESTS", "STEP_TOKENS"):
-        bounds = getattr(instrument, name)
+        bounds = getattr(instrument_rows, name)
         rows = [row for row in INSTRUMENTS.values() if row.buckets == bounds]
         users, unit = ", ".join(f"`{row.name}`" for row in rows), rows[0].unit.strip("{}")
         yield f"**{name}** ({users}): {', '.join(f'{bound:g}' for bound in bounds)} {unit}.\n"

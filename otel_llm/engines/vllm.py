@@ -10,17 +10,15 @@ vllm/v1/metrics/{stats,loggers}.py.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
-from otel_llm.engines import _vllm_offline, _vllm_tracing, _vllm_waits
+from otel_llm.engines import _vllm_offline, _vllm_state, _vllm_steps, _vllm_tracing, _vllm_waits
 from otel_llm.engines._vllm_request import Request, current, pooling_operation, served_model
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Call, Engine, Hook, Probe, Returned
-from otel_llm.recording import TokenGaps
 from otel_llm.streams import AsyncStream
 from otel_llm.timeline import nanoseconds
 
@@ -80,21 +78,17 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         _vllm_tracing.engine_starts(call.get("vllm_config"))
         token = _stats_forced.set(call.get("log_stats") is False)
         call.replace("log_stats", True)
-        yield
+        returned = yield
         _stats_forced.reset(token)
+        if returned.error is None:
+            setattr(call.instance.output_processor, KEY, served_model(call.get("vllm_config").model_config))
         probe.ready()
 
     def keep_quiet(call: Call) -> Steps:
         if _stats_forced.get():
             call.replace("enable_default_loggers", False)
         yield
-        setattr(call.instance, KEY, served_model(call.get("vllm_config").model_config))
-
-    def gaps(call: Call) -> Steps:
-        yield
-        found = getattr(call.get("iteration_stats"), "inter_token_latencies_iter", None)
-        if found:  # one value per output of the step, nearly all of them equal
-            probe.emit(TokenGaps("vllm", getattr(call.instance, KEY, None), Counter(found)))
+        setattr(call.instance, KEY, _vllm_state.Watched(call))
 
     v1 = "vllm.v1.engine."
     return (
@@ -107,7 +101,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
         Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
-        Hook(("vllm.v1.metrics.loggers:StatLoggerManager.record",), gaps),
+        *_vllm_state.hooks(probe),
+        *_vllm_steps.hooks(probe),
         *_vllm_offline.hooks(probe),
         *_vllm_waits.hooks(probe),
         *_vllm_tracing.hooks(probe),

@@ -8,7 +8,9 @@ the engine's loop the same with a foreign meter provider.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -38,11 +40,16 @@ _COUNTERS: Final = {
     "otel_llm.engine.speculation.drafted": "drafted",
     "otel_llm.engine.speculation.accepted": "accepted",
 }
-_LAST: Final = ("running", "waiting", *_GAUGES.values())
+_STATES: Final = ("waiting", "running")
+_LAST: Final = (*_STATES, *_GAUGES.values())
 _TOTALS: Final = tuple(_COUNTERS.values())
 _PHASES: Final = ("prefill", "decode")
 
 Labels = dict[str, AttributeValue]
+
+
+SHARED_SECONDS: Final = 10.0
+"""For so long a state holds of which other processes may have been told later."""
 
 
 class _Engine:
@@ -55,8 +62,13 @@ class _Engine:
             "otel_llm.engine.index": index,
         }
         self.last: dict[str, float] = {}
+        self.stale_at = math.inf
         self.totals: Counter[str] = Counter()
         self.steps: deque[EngineStep] = deque()
+
+    def known(self) -> dict[str, float]:
+        """What was told last, if it still holds."""
+        return self.last if time.monotonic() < self.stale_at else {}
 
 
 class EngineWriter:
@@ -87,6 +99,8 @@ class EngineWriter:
                 faults.warn("engine.steps", "otel_llm: nobody collects metrics, steps of %s are left out", said.engine)
             return
         with self._lock:  # two engines of one name may tell at once
+            if said.shared:
+                engine.stale_at = time.monotonic() + SHARED_SECONDS
             for field in _LAST:
                 if (value := sanitize.number(getattr(said, field))) is not None:
                     engine.last[field] = value
@@ -107,14 +121,14 @@ class EngineWriter:
 
     def _requests(self) -> Iterator[Observation]:
         for engine in self._known():
-            for state in ("waiting", "running"):
-                if state in engine.last:
-                    yield Observation(engine.last[state], {**engine.labels, "otel_llm.state": state})
+            for state in _STATES:
+                if (number := engine.known().get(state)) is not None:
+                    yield Observation(number, {**engine.labels, "otel_llm.state": state})
 
     def _told(self, field: str) -> Iterator[Observation]:
         for engine in self._known():
-            if field in engine.last:
-                yield Observation(engine.last[field], engine.labels)
+            if (value := engine.known().get(field)) is not None:
+                yield Observation(value, engine.labels)
 
     def _counted(self, field: str) -> Iterator[Observation]:
         for engine in self._known():
@@ -126,16 +140,23 @@ class EngineWriter:
         for engine in self._known():
             while engine.steps:
                 step = engine.steps.popleft()
-                self._batch.record(step.requests, engine.labels)
-                self._tokens.record(step.prefill_tokens + step.decode_tokens, engine.labels)
-                duration = None if step.duration is None else sanitize.seconds(step.duration * 1e9)
-                if duration is not None:
-                    self._duration.record(duration, engine.labels)
-                engine.totals["prefill"] += step.prefill_tokens
-                engine.totals["decode"] += step.decode_tokens
+                self._record(step, engine)
             for phase in _PHASES:
                 if phase in engine.totals:
                     yield Observation(engine.totals[phase], {**engine.labels, "otel_llm.phase": phase})
+
+    def _record(self, step: EngineStep, engine: _Engine) -> None:
+        tokens, prefill = sanitize.count(step.tokens), sanitize.count(step.prefill_tokens)
+        for instrument, value in (
+            (self._batch, sanitize.count(step.requests)),
+            (self._tokens, tokens),
+            (self._duration, sanitize.number(step.duration)),
+        ):
+            if value is not None:
+                instrument.record(value, engine.labels)
+        if tokens is not None and prefill is not None and prefill <= tokens:
+            engine.totals["prefill"] += prefill
+            engine.totals["decode"] += tokens - prefill
 
     @staticmethod
     def _observe(create: Callable[..., object], name: str, read: Callable[[], Iterable[Observation]]) -> None:

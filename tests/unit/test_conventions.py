@@ -81,7 +81,7 @@ def test_emitted_equals_declared() -> None:
     recorder.record(TokenGaps("vllm", "tiny", {0.02: 3}))
     told = dict.fromkeys((field.name for field in fields(EngineState)), 1)
     recorder.record(EngineState(**{**told, "engine": "vllm", "model": "tiny"}))  # type: ignore[arg-type]
-    recorder.record(EngineStep("vllm", "tiny", 1, requests=3, prefill_tokens=20, decode_tokens=2, duration=0.01))
+    recorder.record(EngineStep("vllm", "tiny", 1, requests=3, tokens=22, prefill_tokens=20, duration=0.01))
     inner = reader.get_metrics_data()
     assert inner is not None
     found = meter_provider.complete(inner)

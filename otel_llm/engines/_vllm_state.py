@@ -1,0 +1,84 @@
+"""
+The state of the engine, as a frontend is told of it. Not an engine: files that start with ``_`` are none.
+
+The scheduler's figures come with the messages of the engine core, each step's
+to one frontend only; what is counted per request comes to the frontend that
+has the request. Upstream: vllm/v1/metrics/{loggers,stats}.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from typing import Any
+
+from otel_llm.engine_state import EngineState
+from otel_llm.engines._vllm_request import served_model
+from otel_llm.engines._vllm_waits import KEY
+from otel_llm.patching import Call, Hook, Probe, Returned
+from otel_llm.recording import TokenGaps
+
+Steps = Generator[None, Returned, None]
+
+
+class Watched:
+    """Whose figures a manager of stat loggers is told."""
+
+    def __init__(self, call: Call) -> None:
+        self.model = served_model(call.get("vllm_config").model_config)
+        self.engines = tuple(call.get("engine_idxs") or (0,))
+        self.shared = call.get("client_count", 1) > 1
+        """Whether other API servers are told of these engines too."""
+
+
+def hooks(probe: Probe) -> tuple[Hook, ...]:
+    """In the frontend."""
+
+    def recorded(call: Call) -> Steps:
+        scheduler, iteration = call.get("scheduler_stats"), call.get("iteration_stats")
+        yield
+        watched = getattr(call.instance, KEY, None)
+        if watched is None:
+            return  # made before otel-llm came
+        found = getattr(iteration, "inter_token_latencies_iter", None)
+        if found:  # one value per output of the step, nearly all of them equal
+            probe.emit(TokenGaps("vllm", watched.model, Counter(found)))
+        probe.emit(
+            EngineState(
+                engine="vllm",
+                model=watched.model,
+                index=call.get("engine_idx") or 0,
+                preemptions=getattr(iteration, "num_preempted_reqs", None),
+                **({} if scheduler is None else _figures(scheduler, shared=watched.shared)),
+            )
+        )
+
+    def slept(call: Call) -> Steps:
+        yield
+        watched = getattr(call.instance, KEY, None)
+        if watched is not None:
+            # Level 0 pauses the scheduler and frees no weights: the engine is awake.
+            level = call.get("level", 0) if call.get("sleep", 0) else 0
+            for index in watched.engines:
+                probe.emit(EngineState(engine="vllm", model=watched.model, index=index, sleep_level=level))
+
+    manager = "vllm.v1.metrics.loggers:StatLoggerManager."
+    return (
+        Hook((manager + "record",), recorded),
+        Hook((manager + "record_sleep_state",), slept, required=False),
+    )
+
+
+def _figures(scheduler: Any, *, shared: bool) -> dict[str, Any]:
+    cache, speculation = scheduler.prefix_cache_stats, scheduler.spec_decoding_stats
+    return {
+        "shared": shared,
+        "running": scheduler.num_running_reqs,
+        # Since 0.17 those that wait for something else than room are counted apart.
+        "waiting": scheduler.num_waiting_reqs + getattr(scheduler, "num_skipped_waiting_reqs", 0),
+        "kv_cache_usage": scheduler.kv_cache_usage,
+        "prefix_cache_queries": getattr(cache, "queries", None),
+        "prefix_cache_hits": getattr(cache, "hits", None),
+        "drafted": getattr(speculation, "num_draft_tokens", None),
+        "accepted": getattr(speculation, "num_accepted_tokens", None),
+    }

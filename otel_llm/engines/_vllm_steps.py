@@ -1,0 +1,140 @@
+"""
+What the engine core does in a step. Not an engine: files that start with ``_`` are none.
+
+Batches are known to the core alone: a frontend sees outputs, and a chunk of a
+prompt has none. The core's counts ride to a frontend beside the trace headers
+of the next output, so that each step reaches one frontend, and the core needs
+neither an exporter nor a clean exit.
+Upstream: vllm/v1/core/sched/{scheduler,output}.py, vllm/v1/engine/core.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+from otel_llm.engine_state import EngineStep
+from otel_llm.engines._vllm_waits import KEY
+from otel_llm.patching import Call, Hook, Probe, Returned
+
+STEPS: Final = "otel-llm-steps"
+"""``index;requests tokens[ prefill seconds];...``, one part per step since the last output."""
+STEPS_LIMIT: Final = 256
+"""Steps that may wait for an output, or for their own end; later ones are left out."""
+
+
+class Steps:
+    """The steps of one scheduler that no frontend has been told of."""
+
+    def __init__(self, scheduler: Any) -> None:
+        parallel = scheduler.vllm_config.parallel_config
+        self.index = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
+        self.begun: dict[int, float] = {}
+        self.ended = 0.0
+        self.waiting: list[str] = []
+
+    def begin(self, scheduled: Any, at: float) -> None:
+        """Remember when this was scheduled; under async scheduling the step before still runs."""
+        if len(self.begun) < STEPS_LIMIT:
+            self.begun[id(scheduled)] = at
+
+    def end(self, scheduled: Any, outputs: Any, now: float) -> None:
+        """Count the step, and tell the first frontend that gets an output."""
+        begun, tokens = self.begun.pop(id(scheduled), None), scheduled.total_num_scheduled_tokens
+        if not tokens:
+            return
+        if len(self.waiting) < STEPS_LIMIT:
+            step = f"{len(scheduled.num_scheduled_tokens)} {tokens}"
+            if begun is not None:
+                step += f" {prefill_tokens(scheduled)} {now - max(begun, self.ended):.6f}"
+            self.waiting.append(step)
+        self.ended = now
+        for frontend in outputs.values():
+            if frontend.outputs:
+                first = frontend.outputs[0]
+                told = ";".join((str(self.index), *self.waiting))
+                first.trace_headers = {**(first.trace_headers or {}), STEPS: told}
+                self.waiting.clear()
+                return
+
+
+def prefill_tokens(scheduled: Any) -> int:
+    """Tokens of prompts in this step, those that a preempted request computes again included."""
+    each, known = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
+    prefill = {new.req_id for new in scheduled.scheduled_new_reqs}
+    outputs = getattr(known, "num_output_tokens", ())
+    if 0 in outputs:
+        prefill.update(request for request, count in zip(known.req_ids, outputs, strict=True) if not count)
+    drafts = scheduled.scheduled_spec_decode_tokens
+    # A request in decode has one token, and its drafts. More are computed again.
+    if sum(each.values()) - sum(map(each.__getitem__, prefill)) > len(each) - len(prefill) + sum(
+        len(drafts[request]) for request in drafts if request not in prefill
+    ):
+        prefill.update(request for request, count in each.items() if count > 1 + len(drafts.get(request, ())))
+    return sum(map(each.__getitem__, prefill))
+
+
+def hooks(probe: Probe) -> tuple[Hook, ...]:
+    """In the core, where otel-llm runs there too, and in the frontend."""
+
+    def guarded(work: Callable[..., None], place: str, *about: Any) -> None:
+        try:
+            if probe.breaker.closed:
+                work(*about)
+        except Exception as error:
+            probe.breaker.swallow(place, error)
+
+    def begin(scheduler: Any, scheduled: Any, at: float) -> None:
+        _of(scheduler).begin(scheduled, at)
+
+    def end(scheduler: Any, scheduled: Any, outputs: Any) -> None:
+        _of(scheduler).end(scheduled, outputs, time.monotonic())
+
+    def schedule(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+            at = time.monotonic()
+            scheduled = original(self, *args, **kwargs)
+            guarded(begin, "Scheduler.schedule", self, scheduled, at)
+            return scheduled
+
+        return schedule
+
+    def update(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def update_from_output(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = original(self, scheduler_output, *args, **kwargs)
+            guarded(end, "Scheduler.update_from_output", self, scheduler_output, outputs)
+            return outputs
+
+        return update_from_output
+
+    def told(call: Call) -> Generator[None, Returned, None]:
+        outputs = call.get("engine_core_outputs")
+        headers = outputs[0].trace_headers if outputs else None
+        yield
+        if headers and STEPS in headers:
+            index, *steps = headers[STEPS].split(";")
+            model = getattr(call.instance, KEY, None)
+            for step in steps:
+                requests, tokens, *detail = step.split(" ")
+                prefill, seconds = (int(detail[0]), float(detail[1])) if detail else (None, None)
+                probe.emit(EngineStep("vllm", model, int(index), int(requests), int(tokens), prefill, seconds))
+
+    scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
+    detail = (Hook((scheduler + "schedule",), replacement=schedule, required=False),) if probe.step_detail else ()
+    return (
+        *detail,
+        Hook((scheduler + "update_from_output",), replacement=update, required=False),
+        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), told),
+    )
+
+
+def _of(scheduler: Any) -> Steps:
+    found: Steps | None = getattr(scheduler, KEY, None)
+    if found is None:
+        found = Steps(scheduler)
+        setattr(scheduler, KEY, found)
+    return found
