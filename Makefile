@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 recipe := scripts/environment.sh pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-link versions format clean
+.PHONY: help demo test test-backends lint test-link versions test-versions test-soak format clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -36,6 +36,12 @@ test-link: $(VENV)/.test ## Network time over links with known delays; wants a m
 
 versions: $(VENV)/.test ## Hold the hooks to the sources of every engine version that is claimed (downloads their wheels)
 	$(bin)/python tools/versions.py
+
+test-versions: $(VENV)/.test ## Run the vLLM tests on several vLLM releases, and bring the README's table up to date (20 minutes)
+	$(bin)/python tools/run_versions.py
+
+test-soak: $(VENV)/.test ## 2,000 requests at a vLLM server, many of them aborted or refused: every one is accounted for
+	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m soak tests/engines
 
 format: $(VENV)/.test ## Put all files into the common style
 	$(bin)/ruff check --fix

@@ -15,6 +15,7 @@ import pytest
 from live import Recorded, phases, serving
 
 import otel_llm
+from otel_llm import outlet
 
 TICK = 10.0
 """Milliseconds: a kernel tick is 4 ms at 250 Hz, 10 ms at 100 Hz."""
@@ -424,3 +425,32 @@ def test_uninstrument_puts_everything_back() -> None:
 def no_errors_on_the_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert not [record for record in caplog.records if record.name.startswith(("otel_llm", "asyncio"))]
+
+
+@pytest.mark.parametrize("when", ["before the answer", "after the answer"])
+def test_an_engine_request_that_never_comes_is_not_waited_for(recorded: Recorded, when: str) -> None:
+    """As when a stream is made and never read: the hook has captured its context and will not emit."""
+    left: list[object] = []
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        await read(receive)
+        live = outlet.active
+        assert live is not None
+        left.append(live.capture())
+        with otel_llm.request(model="m", engine="test") as request:
+            request.tokens(2)
+        if when == "before the answer":
+            left.clear()
+        await start(send, kind=b"application/json")
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    with serving(app) as port:
+        connection = post(port)
+        answer(connection)
+        if when == "after the answer":
+            time.sleep(0.3)
+            assert recorded.timelines == []
+            left.clear()
+        timeline = recorded.one(seconds=2)
+        connection.close()
+    assert (timeline.model, timeline.output_tokens) == ("m", 2)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
 import otel_llm
+from otel_llm import outlet
+from otel_llm.recording import Recording
 from otel_llm.testing import assert_adds_up, recording
 from otel_llm.timeline import Timeline
 
@@ -191,3 +194,52 @@ def test_without_instrument_nothing_happens(seen: list[Timeline]) -> None:
         r.tokens(1)
     assert list(generate()) == [1]
     assert seen == []
+
+
+def inner(model: str = "m", **marks: Any) -> None:
+    """What an engine's hook does inside a hand-marked request."""
+    live = outlet.active
+    assert live is not None
+    about = {"engine": "vllm", "operation": "chat", "model": model, "request_id": None}
+    one = Recording(live.emit, **about, context=live.capture())  # type: ignore[arg-type]
+    now = time.monotonic_ns()
+    stamps = {"submitted": now, "scheduled": now + 1, "first_token": now + 2, "last_token": now + 3, "output_tokens": 2}
+    one.close("ok", None, ended=now + 4, **{**stamps, **marks})
+
+
+def test_an_engine_inside_is_part_of_the_request_and_not_counted_again(seen: list[Timeline]) -> None:
+    with otel_llm.request():
+        inner()
+    (request,) = seen
+    assert (request.engine, request.operation, request.model, request.output_tokens) == ("vllm", "chat", "m", 2)
+    assert [phase.name for phase in request.phases()] == ["preprocess", "queue", "prefill", "decode", "postprocess"]
+    assert_adds_up(request)
+
+
+def test_what_is_marked_by_hand_counts_before_the_engines_stamps(seen: list[Timeline]) -> None:
+    with otel_llm.request(model="mine") as r:
+        inner()
+        r.tokens(7)
+        inner("other")
+    (request,) = seen
+    assert (request.engine, request.model, request.output_tokens) == ("custom", "mine", 7)
+    assert [child.model for child in request.children] == ["m", "other"]
+    assert_adds_up(request)
+
+
+def test_an_engine_that_goes_on_after_the_block_is_a_request_of_its_own(seen: list[Timeline]) -> None:
+    live = outlet.active
+    assert live is not None
+    with otel_llm.request(model="mine"):
+        context = live.capture()
+    about = {"engine": "vllm", "operation": "chat", "model": "late", "request_id": None}
+    Recording(live.emit, **about, context=context).close("ok", None)  # type: ignore[arg-type]
+    inner("after")
+    assert [request.model for request in seen] == ["mine", "late", "after"]
+
+
+def test_a_hand_marked_request_inside_another_is_part_of_it(seen: list[Timeline]) -> None:
+    with otel_llm.request(), otel_llm.request(model="within"):
+        inner()
+    (request,) = seen
+    assert request.model == "within"

