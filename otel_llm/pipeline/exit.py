@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from otel_llm import faults
 
-_armed_pids: Final[set[int]] = set()
+_finalizer: tuple[int, Any] | None = None
+"""Process, and what multiprocessing calls at its end."""
 _on_exit: Final[list[Callable[[], None]]] = []
 
 
@@ -32,11 +33,13 @@ def arm(close: Callable[[], None]) -> None:
 
 def arm_child() -> None:
     """A child of multiprocessing leaves by ``os._exit`` and runs only these finalisers."""
-    if os.getpid() not in _armed_pids:
+    global _finalizer
+    # multiprocessing forgets those that were made while it imported the main
+    # module into a child, so this is looked at again when the pipeline is built.
+    if _finalizer is None or _finalizer[0] != os.getpid() or not _finalizer[1].still_active():
         import multiprocessing.util
 
-        _armed_pids.add(os.getpid())
-        multiprocessing.util.Finalize(None, _close, exitpriority=100)
+        _finalizer = os.getpid(), multiprocessing.util.Finalize(None, _close, exitpriority=100)
 
 
 def _close() -> None:
