@@ -91,6 +91,8 @@ class SpanQueue:
             lost = size(decided.describe())
             with self._lock:
                 self.overflow += lost
+            if not self._closed:
+                faults.warn("spans", "otel_llm: spans are being lost (the queue is full, %d so far)", self.overflow)
             return
         self._waiting.append(decided)
         if waiting + 1 >= BATCH and not self._wake.is_set():
