@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from otel_llm.engine_state import EngineStep
-from otel_llm.engines._vllm_waits import KEY
+from otel_llm.engines._vllm_waits import KEY, note
 from otel_llm.patching import Call, Hook, Probe, Returned
 
 STEPS: Final = "otel-llm-steps"
@@ -113,6 +113,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     def told(call: Call) -> Generator[None, Returned, None]:
         outputs = call.get("engine_core_outputs")
+        note(call.instance, outputs)
         headers = outputs[0].trace_headers if outputs else None
         yield
         if headers and STEPS in headers:

@@ -42,6 +42,13 @@ def received(headers: Any, key: str) -> float | None:
     return seconds if isfinite(seconds) else None
 
 
+def note(processor: Any, outputs: Any) -> None:
+    """Keep what came along with the first outputs of requests, before vLLM looks at them."""
+    for output in [output for output in outputs if output.trace_headers]:
+        if output.events and (sample := getattr(processor.request_states.get(output.request_id), KEY, None)):
+            sample.headers = output.trace_headers
+
+
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """All optional: a version without them is measured without them."""
 
@@ -62,14 +69,6 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
             before = received(request.trace_headers or {}, KV_TRANSFER) or 0.0
             send(request, KV_TRANSFER, before + time.monotonic() - begun)
 
-    def outputs(call: Call) -> Steps:
-        for output in [output for output in call.get("engine_core_outputs") if output.trace_headers]:
-            if output.events:
-                state = call.instance.request_states.get(output.request_id)
-                if sample := getattr(state, KEY, None):
-                    sample.headers = output.trace_headers
-        yield
-
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
     structured = "vllm.v1.structured_output:StructuredOutputManager."
     factory = "vllm.distributed.kv_transfer.kv_connector.factory:KVConnectorFactory."
@@ -77,7 +76,6 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((structured + "_create_grammar", structured + "_async_create_grammar"), grammar, required=False),
         Hook((factory + "create_connector",), connector, required=False),
         Hook((scheduler + "_update_waiting_for_remote_kv",), loaded, required=False),
-        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), outputs, required=False),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import otel_llm
 from otel_llm.testing import assert_adds_up, recording
 from otel_llm.timeline import Timeline
-from tests.engines.vllm_live import POSITIONS, TARGETS, Answer, LiveEngine, prompt, sabotaged
+from tests.engines.vllm_live import POSITIONS, RARE, TARGETS, Answer, LiveEngine, prompt, sabotaged
 
 pytestmark = pytest.mark.vllm
 MS = 1_000_000
@@ -267,7 +268,7 @@ def test_the_stream_is_still_an_async_generator(live: LiveEngine, seen: list[Tim
 ASYNC_TARGETS = [
     target
     for target in TARGETS
-    if not target.endswith("__init__") and "LLMEngine" not in target and "entrypoints" not in target
+    if not target.endswith(("__init__", *RARE)) and "LLMEngine" not in target and "entrypoints" not in target
 ]
 
 
@@ -294,3 +295,39 @@ def test_an_error_in_any_hook_leaves_the_engine_and_its_answers_alone(
         assert not live.engine.errored
     assert live.run(some()) == healthy
     assert not live.engine.output_processor.request_states
+
+
+def test_a_streaming_input_is_one_request(live: LiveEngine, seen: list[Timeline]) -> None:
+    """The caller hands over the prompt in pieces; what the engine waits for them is told."""
+    from vllm import SamplingParams
+    from vllm.engine.protocol import StreamingInput
+    from vllm.sampling_params import RequestOutputKind
+
+    answered, received, waits = asyncio.Event(), [], []
+
+    async def pieces() -> Any:
+        yield StreamingInput(prompt={"type": "token", "prompt_token_ids": list(range(20, 40))})
+        await answered.wait()
+        begin = time.monotonic()
+        await asyncio.sleep(0.4)
+        waits.append(time.monotonic() - begin)
+        yield StreamingInput(prompt={"type": "token", "prompt_token_ids": list(range(40, 60))})
+
+    async def ask() -> None:
+        params = SamplingParams(max_tokens=4, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        async for item in live.engine.generate(pieces(), params, "pieces"):
+            received.extend((time.monotonic_ns(), token) for output in item.outputs for token in output.token_ids)
+            if len(received) >= 4:
+                answered.set()
+
+    live.run(ask())
+    request = only(seen)
+    assert request.outcome == "ok"
+    assert request.output_tokens == len(received) == 8
+    assert phases(request) == FULL
+    assert request.first_token is not None
+    assert request.first_token <= received[0][0]
+    wait = float(request.attributes["otel_llm.engine.input_wait"])
+    assert waits[0] <= wait <= waits[0] * 1.25
+    assert {part.name: part.duration for part in request.phases()}["decode"] / 1e9 > wait
+    assert float(request.attributes["otel_llm.engine.queue_time"]) >= 0

@@ -217,3 +217,32 @@ def test_what_is_marked_by_hand_encloses_the_engines_request(llm: Any, seen: lis
     assert (request.engine, request.model, request.output_tokens) == ("vllm", "tiny", 6)
     assert phases(request)["preprocess"] >= 200 * MS
     assert phases(request)["postprocess"] >= 100 * MS
+
+
+@pytest.mark.expects_faults
+@pytest.mark.parametrize("target", [target for target in vllm_live.TARGETS if target.endswith(vllm_live.RARE)])
+@pytest.mark.parametrize("position", vllm_live.POSITIONS)
+def test_an_error_in_any_rare_hook_leaves_the_engine_and_its_answers_alone(
+    llm: Any, target: str, position: str
+) -> None:
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+    from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
+
+    chosen = params(structured_outputs=StructuredOutputsParams(choice=[target, position]), ignore_eos=False)
+
+    def some() -> list[Any]:
+        outputs = llm.generate([vllm_live.prompt(6)], chosen, use_tqdm=False)
+        llm.generate([vllm_live.prompt(40)], params(), use_tqdm=False)  # it answers with what the memory held
+        found = llm.beam_search([{"prompt": vllm_live.prompt(5)}], BeamSearchParams(beam_width=2, max_tokens=2))
+        llm.llm_engine.logger_manager.record_sleep_state(0, 0)
+        connector = KVConnectorFactory.create_connector(
+            core(llm).vllm_config, KVConnectorRole.SCHEDULER, core(llm).scheduler.kv_cache_config
+        )
+        return [outputs[0].outputs[0].text, found[0].sequences[0].tokens, type(connector)]
+
+    healthy = some()
+    with vllm_live.sabotaged(target, position) as patcher:
+        assert some() == healthy
+        assert patcher.breaker.seen > 0
+    assert some() == healthy

@@ -22,7 +22,10 @@ T = TypeVar("T")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-TARGETS = [hook.targets[0] for hook in ENGINE.hooks(Probe(print, print, print, Breaker("vllm")))]  # type: ignore[arg-type]
+HOOKS = ENGINE.hooks(Probe(print, print, lambda: False, Breaker("vllm")))  # type: ignore[arg-type]
+TARGETS = list(dict.fromkeys(hook.targets[0] for hook in HOOKS if hook.body))
+RARE = ("_create_grammar", "create_connector", "_update_waiting_for_remote_kv", "beam_search", "record_sleep_state")
+"""What a prompt and its tokens do not come by; test_vllm_paths.py goes there."""
 POSITIONS = ("before the call", "after the call")
 
 
@@ -57,7 +60,7 @@ def sabotaged(target: str, position: str) -> Iterator[Patcher]:
         """No context."""
 
     otel_llm.uninstrument()
-    patcher = Patcher(replace(ENGINE, hooks=hooks), lambda _timeline: None, capture, lambda: None)
+    patcher = Patcher(replace(ENGINE, hooks=hooks), lambda _timeline: None, capture, lambda: False)
     patcher.arm()
     assert patcher.state == "applied"
     try:
