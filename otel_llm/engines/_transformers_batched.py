@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 from otel_llm.engines._transformers_model import model_name
 from otel_llm.patching import Call, Probe
 from otel_llm.recording import Recording
 from otel_llm.timeline import Outcome, Timeline
+
+FOLDER: Final = "transformers.generation.continuous_batching."
 
 KEY: Final = "_otel_llm"
 """Where a sample hangs on the library's state of it."""
@@ -54,21 +57,26 @@ class Sample:
         self.scheduled: int | None = None
         self.first: int | None = None
         self.last: int | None = None
+        self.cached: int | None = None
         self.tokens = self.preemptions = self.stall = self.preempted_at = self.ended = 0
         self.outcome: Outcome | None = None
         self.reason: str | None = None
         self.finish: tuple[str, ...] = ()
 
-    def __deepcopy__(self, memo: object) -> Sample:
-        """A state is copied to sample its prompt once more: from there on both go their own way."""
+    def twin(self) -> Sample:
+        """A state is forked to sample its prompt once more: from there on both go their own way."""
         twin = Sample(self.request, self.key, self.prompt)
-        twin.scheduled, twin.first, twin.last, twin.tokens = self.scheduled, self.first, self.last, self.tokens
+        twin.scheduled, twin.cached = self.scheduled, self.cached
+        twin.first, twin.last, twin.tokens = self.first, self.last, self.tokens
         self.request.samples.append(twin)
         return twin
 
-    def admitted(self, now: int) -> None:
+    def __deepcopy__(self, memo: object) -> Sample:
+        return self.twin()  # the library forks by copying
+
+    def admitted(self, now: int, cached: int | None) -> None:
         if self.scheduled is None:
-            self.scheduled = now
+            self.scheduled, self.cached = now, cached
         elif self.preempted_at:
             self.preemptions, self.stall, self.preempted_at = (
                 self.preemptions + 1,
@@ -94,8 +102,14 @@ class Sample:
             outcome=self.outcome or "ok",
             error_type=self.reason,
             prompt_tokens=self.prompt,
+            cached_tokens=self.cached,
             output_tokens=self.tokens,
             preemptions=self.preemptions,
             preemption_stall=self.stall,
             finish_reasons=self.finish,
         )
+
+
+def samples(states: Iterable[Any]) -> list[Sample]:
+    """The samples that hang on these states."""
+    return [sample for state in states if (sample := getattr(state, KEY, None)) is not None]

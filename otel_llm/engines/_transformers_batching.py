@@ -14,7 +14,9 @@ from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from typing import Any, Final
 
-from otel_llm.engines._transformers_batched import KEY, Batched, Sample
+from otel_llm.engines import _transformers_builtin, _transformers_steps
+from otel_llm.engines._transformers_batched import FOLDER, KEY, Batched, Sample, samples
+from otel_llm.engines._transformers_steps import running
 from otel_llm.patching import Call, Hook, Probe, Returned, resolve
 from otel_llm.timeline import ending
 
@@ -25,9 +27,14 @@ _arriving: Final[ContextVar[Batched | None]] = ContextVar("otel_llm_transformers
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """All optional: a version without continuous batching is measured without it."""
 
+    @functools.cache
+    def complete() -> bool:
+        """Whether this version has them all: a request that might not be seen to end must not begin."""
+        return all(resolve(hook, load=False) is not None for hook in rows)
+
     def add(call: Call) -> Steps:
-        if any(resolve(hook, load=False) is None for hook in rows):
-            yield  # an older version: a request that might not be seen to end must not begin
+        if not complete():
+            yield
             return
         request = Batched(call, probe)
         token = _arriving.set(request)
@@ -57,7 +64,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
                         sample = Sample(sample.request, self.request_id, sample.prompt)
                         sample.request.samples.append(sample)
                         setattr(self, KEY, sample)
-                    sample.admitted(time.monotonic_ns())
+                    _admit(sample)
             except Exception as error:
                 probe.breaker.swallow("RequestState.status", error)
 
@@ -81,6 +88,12 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
         return update_and_check_completion
 
+    def forked(call: Call) -> Steps:
+        sample = getattr(call.instance, KEY, None)
+        returned = yield
+        if sample is not None and returned.error is None and not hasattr(returned.value, KEY):
+            setattr(returned.value, KEY, sample.twin())  # in 5.5 a fork is no copy
+
     def preempted(call: Call) -> Steps:
         sample = getattr(call.instance, KEY, None)
         returned = yield
@@ -94,22 +107,43 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         if sample is not None:
             sample.end("error", type(call.get("error")).__qualname__)
 
+    def crashed(call: Call) -> Steps:
+        waiting = [] if call.get("batch_processor") else list(call.instance.input_queue.queue)
+        yield
+        for sample in samples(waiting):  # there was nothing yet that could fail them
+            sample.end("error", type(call.get("error")).__qualname__)
+
     def cancelled(call: Call) -> Steps:
         here = call.instance
         states = [here.active_requests.get(key) or here.waiting_requests.get(key) for key in here._requests_to_cancel]
         yield
-        for sample in filter(None, (getattr(state, KEY, None) for state in states)):
+        for sample in samples(states):
             sample.end("abort", "cancelled")
+        loop = running.get()
+        if loop is not None and states:
+            loop.tell()
 
-    folder = "transformers.generation.continuous_batching."
-    state = folder + "requests:RequestState."
+    api, state = FOLDER + "continuous_api:", FOLDER + "requests:RequestState."
+    fail = api + "OutputRouter.fail_and_deliver", api + "ContinuousBatchProcessor._handle_request_error"
     rows = (
-        Hook((folder + "continuous_api:ContinuousBatchingManager.add_request",), add, required=False),
+        Hook((api + "ContinuousBatchingManager.add_request",), add, required=False),
+        Hook((api + "ContinuousBatchingManager._handle_critical_error",), crashed, required=False),
         Hook((state + "__post_init__",), attach, required=False),
         Hook((state + "status",), replacement=status, required=False),
         Hook((state + "update_and_check_completion",), replacement=tokens, required=False),
+        Hook((state + "fork",), forked, required=False),
         Hook((state + "create_equivalent_initial_request",), preempted, required=False),
-        Hook((folder + "continuous_api:OutputRouter.fail_and_deliver",), failed, required=False),
-        Hook((folder + "scheduler:Scheduler.clear_cancelled_requests",), cancelled, required=False),
+        Hook(fail, failed, required=False),  # the second before 5.17
+        Hook((FOLDER + "scheduler:Scheduler.clear_cancelled_requests",), cancelled, required=False),
+        *_transformers_steps.hooks(probe),
     )
-    return rows
+    return (*rows, *_transformers_builtin.hooks(complete))
+
+
+def _admit(sample: Sample) -> None:
+    loop, cached = running.get(), None
+    if loop is not None and sample.scheduled is None:
+        cached = loop.admitted(sample.key, sample.prompt)
+    elif loop is not None and sample.preempted_at:
+        loop.preempted()
+    sample.admitted(time.monotonic_ns(), cached)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from otel_llm.engine_state import EngineState, EngineStep
 from otel_llm.engines.transformers import ENGINE
 from otel_llm.patching import Patcher
 from otel_llm.timeline import Timeline
@@ -42,11 +43,24 @@ PAD = 0
 VOCABULARY = 128
 
 
+class Seen(list[Timeline]):
+    """Requests, and beside them what the engine said of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[EngineState] = []
+        self.steps: list[EngineStep] = []
+
+    def take(self, emission: Any) -> None:
+        place = {Timeline: self, EngineState: self.states, EngineStep: self.steps}[type(emission)]
+        place.append(emission)
+
+
 @contextmanager
-def watched() -> Iterator[list[Timeline]]:
-    """The hooks in place, without any telemetry: what they emit is appended to the list."""
-    seen: list[Timeline] = []
-    patcher = Patcher(ENGINE, seen.append, lambda **_: "caller", lambda: None)
+def watched() -> Iterator[Seen]:
+    """The hooks in place, without any telemetry: what they emit is appended."""
+    seen = Seen()
+    patcher = Patcher(ENGINE, seen.take, lambda **_: "caller", lambda: None)
     patcher.arm()
     assert patcher.state == "applied", patcher.reason
     try:
