@@ -42,7 +42,7 @@ class EngineStatus:
     hooks: tuple[str, ...]
     """Targets that are wrapped now."""
     reason: str
-    """Why it failed, else empty."""
+    """Why it failed, or that this version is not among the tested ones; else empty."""
 
 
 @dataclass(frozen=True, slots=True)

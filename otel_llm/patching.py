@@ -17,7 +17,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from otel_llm import faults
+from otel_llm import faults, tested
 from otel_llm.engine_state import Emit
 
 Ready = Callable[[], bool]
@@ -191,6 +191,7 @@ class Patcher:
         for hook in self._hooks:
             if not hook.required and hook.module in sys.modules:
                 self._wrap_optional(hook)
+        self.reason = tested.remark(self.engine.package)
 
     def _on_anchor(self, _module: object) -> None:
         if self.state != "armed":

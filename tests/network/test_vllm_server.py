@@ -85,6 +85,27 @@ def test_one_request_has_every_phase(vllm: tuple[int, Receiver], stream: bool) -
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "wait"}], "max_tokens": 8}, "completion_tokens"),
+        ("responses", {"input": "A request waits", "max_output_tokens": 8}, "output_tokens"),
+    ],
+    ids=["chat", "responses"],
+)
+def test_a_chat_is_one(vllm: tuple[int, Receiver], path: str, body: dict[str, Any], tokens: str) -> None:
+    port, receiver = vllm
+    spans = Spans(receiver)
+    status, data = ask(port, f"/v1/{path}", {"model": MODEL, **body})
+    assert status == 200
+    usage = json.loads(data.partition(b"\r\n\r\n")[2])["usage"]
+    (request,) = spans.requests()
+    assert request.name == f"chat {MODEL}"
+    assert request.attributes["gen_ai.usage.output_tokens"] == usage[tokens]
+    phases = sorted(spans.below(request), key=lambda span: span.start)
+    assert [name for name in names(phases) if name not in ("accept", "network")] == ALL
+
+
+@pytest.mark.parametrize(
     ("change", "children"),
     [
         ({"n": 2}, 2),

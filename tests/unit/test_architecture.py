@@ -16,7 +16,7 @@ PACKAGE = Path(otel_llm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 DATA = {
-    "timeline", "client_timeline", "pairing", "span_data", "conventions", "instrument", "engine_instruments",
+    "timeline", "client_timeline", "pairing", "span_data", "conventions", "instrument_rows", "engine_instruments",
     "sanitize", "faults", "config",
 }  # fmt: skip
 """Standard library and each other."""
@@ -41,8 +41,9 @@ ARROWS = {
         "tcp",
         "timeline",
     },
-    "patching": {"engine_state", "faults"},
-    "decorators": {"faults", "outlet", "recording", "streams", "timeline"},
+    "patching": {"engine_state", "faults", "tested"},
+    "tested": {"faults"},
+    "decorators": {"edge", "faults", "outlet", "recording", "streams", "timeline"},
     "engines": {"engine_state", "engines", "faults", "patching", "recording", "streams", "timeline"},
     "telemetry": DATA | {"telemetry", "edge", "engine_state", "recording"},
     "pipeline": {"faults", "pipeline", "span_data"},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm import faults
+from otel_llm import faults, tested
 from otel_llm.patching import Body, Call, Engine, Hook, Patcher, Probe
 from otel_llm.testing import assert_undo_restores, missing_targets
 
@@ -216,3 +216,18 @@ def test_a_probe_is_what_an_engine_is_given() -> None:
     row = Engine("fake", HOST, (HOST,), lambda probe: given.append(probe) or ())  # type: ignore[func-returns-value]
     armed = Patcher(row, lambda _t: None, lambda _h=None: None, lambda: None)
     assert given == [armed.probe]
+
+
+@pytest.mark.parametrize(
+    ("version", "outside"), [("2.1.0", False), ("2.9.1+cpu", False), ("1.9", True), ("3.0.0rc1", True)]
+)
+def test_a_version_outside_of_the_tested_ones_is_tried_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, outside: bool
+) -> None:
+    module = types.ModuleType("novel")
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "novel", module)
+    monkeypatch.setitem(tested.RANGES, "novel", ("2.1", "2.9"))
+    said = tested.remark("novel")
+    assert bool(said) is outside
+    assert (f"novel {version} is outside of 2.1 to 2.9" in caplog.text) is outside
