@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -51,7 +52,7 @@ def warn(key: str, message: str, *args: object, error: BaseException | None = No
     # lines are shown, and only to whoever asks for debug output.
     logger.warning(message, *args)
     if error is not None:
-        logger.debug("otel_llm: traceback", exc_info=error)
+        logger.debug("otel_llm: traceback\n%s", "".join(traceback.format_tb(error.__traceback__)))
 
 
 class Breaker:

@@ -13,6 +13,9 @@ from typing import Any, Final
 LOOKED_AT: Final = 256
 """Events that are parsed in search of the first token; after that it stays unknown."""
 
+LARGEST: Final = 64 * 2**10
+"""Longest piece of a stream that is parsed, bytes: one that is longer bears output."""
+
 DONE: Final = b"[DONE]"
 """The data of the event that ends a stream of the OpenAI API."""
 
@@ -28,6 +31,8 @@ def bears_token(event: bytes) -> bool:
     not. Knows the chunks of the OpenAI completions, chat and responses API and
     of the Anthropic API; of other JSON every object counts.
     """
+    if len(event) > LARGEST:
+        return True
     return any(line.startswith(b"data:") and _is_output(line[5:].strip()) for line in event.splitlines())
 
 

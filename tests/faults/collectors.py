@@ -42,6 +42,8 @@ class Collector:
     url: str
     protocol: str
     receiver: Receiver = field(default_factory=Receiver)
+    sent: list[bytes] = field(default_factory=list)
+    """All that it was sent: headers and bodies over HTTP, messages over gRPC."""
 
 
 @contextlib.contextmanager
@@ -67,6 +69,7 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            found.sent += [self.path.encode(), bytes(self.headers), body]
             if fault == "slow":
                 time.sleep(SLOW_SECONDS)
             status = _HTTP_STATUS.get(fault, 200)
@@ -122,6 +125,7 @@ def _grpc(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
 
     def handler(signal: str) -> Any:
         def export(body: bytes, context: grpc.ServicerContext) -> bytes:
+            found.sent.append(body)
             if fault == "slow":
                 time.sleep(SLOW_SECONDS)
             if fault in _GRPC_STATUS:
