@@ -9,11 +9,11 @@ scope, with exemplars. Only for a pipeline of our own.
 
 from __future__ import annotations
 
-import bisect
 import math
 import threading
 import time
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,14 +42,14 @@ _OVERFLOW = (("otel.metric.overflow", True),)
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
-class _Series:
+class Series:
     """One series of a histogram; a counter uses its total."""
 
-    __slots__ = ("attributes", "counts", "exemplars", "highest", "lowest", "number", "total")
+    __slots__ = ("attributes", "bounds", "counts", "exemplars", "highest", "lowest", "number", "total")
 
-    def __init__(self, attributes: dict[str, Any], buckets: int) -> None:
-        self.attributes = attributes
-        self.counts = [0] * buckets
+    def __init__(self, attributes: dict[str, Any], bounds: tuple[float, ...]) -> None:
+        self.attributes, self.bounds = attributes, bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.number = 0
         self.total: float = 0
         self.lowest, self.highest = math.inf, -math.inf
@@ -57,72 +57,90 @@ class _Series:
 
 
 class _Bulk:
-    """What both kinds of instrument share."""
+    """What both kinds of instrument share. Those of one scope have one lock, so that a request takes it once."""
 
-    def __init__(self, name: str, unit: str, description: str, bounds: Sequence[float] = ()) -> None:
+    def __init__(
+        self, lock: threading.Lock, name: str, unit: str, description: str, bounds: Sequence[float] = ()
+    ) -> None:
         self._about = (name, description, unit)
         self._bounds = tuple(bounds)
-        self._series: dict[Any, _Series] = {}
-        self._lock = threading.Lock()
+        self._series: dict[Any, Series] = {}
+        self._lock = lock
         self._start = time.time_ns()
 
-    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None, times: int = 1) -> None:
-        """Count one measurement, or several of the same value. The least that the serving thread can do for it."""
-        labels = attributes or {}
-        key = tuple(labels.items())
-        index = bisect.bisect_left(self._bounds, amount)
+    def bind(self, attributes: Attributes) -> Series:
+        """Return the series of these attributes, for ``record_all``."""
         with self._lock:
-            series = self._series.get(key) or self._new(key)
-            series.counts[index] += times
-            series.number += times
-            series.total += amount * times
-            if amount < series.lowest:
-                series.lowest = amount
-            if amount > series.highest:
-                series.highest = amount
-            if index not in series.exemplars:  # one per bucket and export
-                span = get_current_span(context).get_span_context()
-                if span.trace_flags.sampled:
-                    series.exemplars[index] = Exemplar({}, amount, time.time_ns(), span.span_id, span.trace_id)
+            return self._of(tuple((attributes or {}).items()))
+
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None, times: int = 1) -> None:
+        """Count one measurement, or several of the same value."""
+        key = tuple((attributes or {}).items())
+        with self._lock:
+            _add(((self._series.get(key) or self._of(key), amount),), context, times)
+
+    def record_all(self, measured: Iterable[tuple[Series, float]], context: Context | None) -> None:
+        """Count one measurement of each of these series, of any instrument of this scope."""
+        with self._lock:
+            _add(measured, context, 1)
 
     def collect(self, now: int) -> Metric | None:
-        """Return all series, None if there are none; an exemplar is handed out once."""
+        """Return all series that have measurements, None if there are none; an exemplar is handed out once."""
+        now = max(now, self._start)  # the clock may have been set back
         with self._lock:
-            data = self._data(now) if self._series else None
-            for series in self._series.values():
+            kept = [series for series in self._series.values() if series.number]
+            data = self._data(kept, now) if kept else None
+            for series in kept:
                 series.exemplars = {}
         name, description, unit = self._about
         return None if data is None else Metric(name, description, unit, data)
 
-    def _new(self, key: Any) -> _Series:
-        if len(self._series) >= SERIES_LIMIT:
+    def _of(self, key: Any) -> Series:
+        if key not in self._series and len(self._series) >= SERIES_LIMIT:
             key = _OVERFLOW
-        return self._series.setdefault(key, _Series(dict(key), len(self._bounds) + 1))
+        return self._series.setdefault(key, Series(dict(key), self._bounds))
 
-    def _data(self, now: int) -> Any:
+    def _data(self, kept: list[Series], now: int) -> Any:
         raise NotImplementedError  # each kind has its own points
+
+
+def _add(measured: Iterable[tuple[Series, float]], context: Context | None, times: int) -> None:
+    """The least that the serving thread can do for a measurement."""
+    span = get_current_span(context).get_span_context()
+    sampled = span.trace_flags.sampled
+    for series, amount in measured:
+        index = bisect_left(series.bounds, amount)
+        series.counts[index] += times
+        series.number += times
+        series.total += amount * times
+        if amount < series.lowest:
+            series.lowest = amount
+        if amount > series.highest:
+            series.highest = amount
+        if sampled and index not in series.exemplars:  # one per bucket and export
+            series.exemplars[index] = Exemplar({}, amount, time.time_ns(), span.span_id, span.trace_id)
 
 
 class _BulkHistogram(_Bulk, api.Histogram):
     def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self.add(amount, attributes, context)
 
-    def _data(self, now: int) -> HistogramData:
+    def _data(self, kept: list[Series], now: int) -> HistogramData:
         points = [
             HistogramDataPoint(
                 series.attributes, self._start, now, series.number, series.total, list(series.counts),
                 self._bounds, series.lowest, series.highest, list(series.exemplars.values()),
             )
-            for series in self._series.values()
+            for series in kept
         ]  # fmt: skip
         return HistogramData(points, _CUMULATIVE)
 
 
 class _BulkCounter(_Bulk, api.Counter):
-    def _data(self, now: int) -> Sum:
+    def _data(self, kept: list[Series], now: int) -> Sum:
         points = [
             NumberDataPoint(series.attributes, self._start, now, series.total, list(series.exemplars.values()))
-            for series in self._series.values()
+            for series in kept
         ]
         return Sum(points, _CUMULATIVE, is_monotonic=True)
 
@@ -133,6 +151,7 @@ class BulkMeter(api.NoOpMeter):
     def __init__(self, inner: api.Meter, name: str, instruments: list[_Bulk]) -> None:
         super().__init__(name)
         self._inner, self._instruments = inner, instruments
+        self._lock = threading.Lock()
 
     def create_histogram(
         self,
@@ -143,13 +162,13 @@ class BulkMeter(api.NoOpMeter):
         explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
     ) -> api.Histogram:
         """With the bounds of the advisory, which every histogram of ours has."""
-        made = _BulkHistogram(name, unit, description, explicit_bucket_boundaries_advisory or ())
+        made = _BulkHistogram(self._lock, name, unit, description, explicit_bucket_boundaries_advisory or ())
         self._instruments.append(made)
         return made
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> api.Counter:
         """Cumulative and monotonic."""
-        made = _BulkCounter(name, unit, description)
+        made = _BulkCounter(self._lock, name, unit, description)
         self._instruments.append(made)
         return made
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from opentelemetry.context import Context
@@ -37,6 +38,9 @@ BATCH = 56
 
 _BREATH = 8
 """Requests after which the thread lets others run; the interpreter alone would let them wait 5 ms."""
+
+_RANDOM = 0x02
+"""Trace flag of level 2 of W3C Trace Context: the trace id is random."""
 
 _NOWHERE = Context()
 
@@ -152,39 +156,38 @@ class DeferredSpans:
     def __init__(self, scope: str, provider: TracerProvider, queue: SpanQueue) -> None:
         self._scope, self._queue = scope, queue
         self._sampler, self._ids = provider.sampler, provider.id_generator
-        # Only newer versions of the SDK tell; 0x02 of W3C Trace Context, level 2.
-        self._random = 0x02 if getattr(self._ids, "is_trace_id_random", bool)() else 0
+        # Only newer versions of the SDK tell.
+        self._random = _RANDOM if getattr(self._ids, "is_trace_id_random", bool)() else 0
 
     def begin(self, name: str, context: Context, kind: SpanKind, start: int) -> _Begun:
-        """Give it its id. ``start`` is in its description too."""
-        return _Begun(self._queue, *self._decide(name, context, kind, ()))
+        """Give it its id, for headers; ``start`` is in its description too."""
+        parent, trace_id, random = self._place(context)
+        found = self._sampler.should_sample(context, trace_id, name, kind, None, ())
+        sampled = found.decision is Decision.RECORD_AND_SAMPLE
+        flags = TraceFlags((TraceFlags.SAMPLED if sampled else 0) | random)
+        span = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, found.trace_state)
+        decide = partial(Decided, self._scope, span, parent, kind, (), found.attributes) if sampled else None
+        return _Begun(self._queue, span, decide)
 
     def make(
         self, name: str, context: Context, kind: SpanKind, links: Sequence[Link], describe: Callable[[], SpanData]
     ) -> Context:
         """Queue it, if it is sampled; if not, ``describe`` is never called. Return a context for exemplars."""
-        span, decide = self._decide(name, context, kind, links)
-        if decide is None:
+        parent, trace_id, random = self._place(context)
+        found = self._sampler.should_sample(context, trace_id, name, kind, None, links)
+        if found.decision is not Decision.RECORD_AND_SAMPLE:
             return _NOWHERE
-        self._queue.put(decide(describe))
+        flags = TraceFlags(TraceFlags.SAMPLED | random)
+        span = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, found.trace_state)
+        self._queue.put(Decided(self._scope, span, parent, kind, links, found.attributes, describe))
         return set_span_in_context(NonRecordingSpan(span), _NOWHERE)
 
-    def _decide(
-        self, name: str, context: Context, kind: SpanKind, links: Sequence[Link]
-    ) -> tuple[SpanContext, Callable[[Callable[[], SpanData]], Decided] | None]:
-        # As the tracer of the SDK does it: opentelemetry/sdk/trace/__init__.py, Tracer.start_span.
-        parent: SpanContext | None = get_current_span(context).get_span_context()
-        if parent is None or not parent.is_valid:
-            parent, trace_id, random = None, self._ids.generate_trace_id(), self._random
-        else:
-            trace_id, random = parent.trace_id, parent.trace_flags & 0x02
-        found = self._sampler.should_sample(context, trace_id, name, kind, None, links)
-        sampled = found.decision is Decision.RECORD_AND_SAMPLE
-        flags = TraceFlags((TraceFlags.SAMPLED if sampled else 0) | random)
-        span = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, found.trace_state)
-        if not sampled:
-            return span, None
-        return span, lambda describe: Decided(self._scope, span, parent, kind, links, found.attributes, describe)
+    def _place(self, context: Context) -> tuple[SpanContext | None, int, int]:
+        """Parent, trace id and the flag of a random one, as the SDK's tracer finds them (``Tracer.start_span``)."""
+        parent = get_current_span(context).get_span_context()
+        if parent.is_valid:
+            return parent, parent.trace_id, parent.trace_flags & _RANDOM
+        return None, self._ids.generate_trace_id(), self._random
 
 
 class _Begun:

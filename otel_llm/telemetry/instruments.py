@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from opentelemetry import metrics as api
 from opentelemetry.context import Context
@@ -20,6 +19,9 @@ Labels = dict[str, str]
 
 MODEL_LIMIT = 100
 """Distinct model names on metrics; later ones are ``_other``."""
+
+_KEPT = 1000
+"""Values of labels whose series are kept at hand; those of others are looked up each time."""
 
 
 class Loss(Protocol):
@@ -44,6 +46,54 @@ def histogram(meter: Meter, name: str) -> Histogram:
     return meter.create_histogram(name, row.unit, row.description, explicit_bucket_boundaries_advisory=row.buckets)
 
 
+class _Measured:
+    """A series of an instrument that knows no series, like the SDK's."""
+
+    def __init__(self, instrument: Histogram | api.Counter, labels: Labels) -> None:
+        self._labels = labels
+        self._take = instrument.record if isinstance(instrument, Histogram) else instrument.add
+
+    def record(self, value: float, context: Context) -> None:
+        self._take(value, self._labels, context)
+
+
+def _record_each(found: Iterable[tuple[_Measured, float]], context: Context) -> None:
+    for series, value in found:
+        series.record(value, context)
+
+
+class _By(dict[str, Any]):
+    """Series of an instrument by the value of one label, each looked up once; the empty value is none."""
+
+    def __init__(self, instrument: Histogram | api.Counter, labels: Labels, key: str) -> None:
+        super().__init__()
+        self._instrument, self._labels, self._key = instrument, labels, key
+
+    def __missing__(self, value: str) -> Any:
+        labels = {**self._labels, self._key: sanitize.text(value)} if value else self._labels
+        made = _bound(self._instrument, labels)
+        if len(self) < _KEPT:
+            self[value] = made
+        return made
+
+
+def _bound(instrument: Any, labels: Labels) -> Any:
+    # The pipeline's own instruments can be asked for a series, the API's cannot.
+    return instrument.bind(labels) if hasattr(instrument, "bind") else _Measured(instrument, labels)
+
+
+class _Requests(NamedTuple):
+    """The series of requests that share these labels."""
+
+    labels: Labels
+    duration: _By
+    phase: _By
+    network: _By
+    tokens: _By
+    first_token: Any
+    per_token: Any
+
+
 class MetricWriter:
     """Records each request once."""
 
@@ -58,6 +108,8 @@ class MetricWriter:
         self._gaps = self._histogram("otel_llm.request.inter_token_latency")
         self.network = self._histogram("otel_llm.network.duration")
         self._tokens = self._counter("otel_llm.request.tokens")
+        self._record_all = getattr(self._duration, "record_all", _record_each)
+        self._requests: dict[tuple[str, str, str], _Requests] = {}
         self._slo = None if targets is None else self._counter("otel_llm.request.slo")
         self._observe("otel_llm.telemetry.errors", "otel_llm.fault.place", faults.errors.copy)
         if loss is not None:
@@ -67,35 +119,40 @@ class MetricWriter:
 
     def write(self, timeline: Timeline, phases: tuple[Phase, ...], context: Context) -> None:
         """``context`` holds the request's span: exemplars link to it."""
-        labels = self._labels(timeline)
-        ended = labels if timeline.error_type is None else {**labels, "error.type": sanitize.text(timeline.error_type)}
-        self._record(self._duration, timeline.duration, ended, context)
-        durations: Counter[str] = Counter()  # upload and stall are both network: one value per request
-        for phase in phases:
-            durations[phase.name] += phase.duration
+        of = self._series_of(timeline)
+        record: list[tuple[Any, float]] = [(of.duration[timeline.error_type or ""], timeline.duration / 1e9)]
+        durations: dict[str, int] = {}
+        for name, start, end, _ in phases:  # upload and stall are both network: one value per request
+            durations[name] = durations.get(name, 0) + end - start
+        series = of.phase
         for name, duration in durations.items():
-            self._record(self._phase, duration, {**labels, "otel_llm.phase": name}, context)
-        method = timeline.attributes.get("otel_llm.network.method")
-        if method is not None:
-            how = {**labels, "otel_llm.network.method": sanitize.text(method)}
-            self._record(self.network, float(timeline.attributes["otel_llm.network.duration"]) * 1e9, how, context)
+            record.append((series[name], duration / 1e9))
+        extra = timeline.attributes
+        if "otel_llm.network.method" in extra:
+            seconds = float(extra["otel_llm.network.duration"])
+            record.append((of.network[str(extra["otel_llm.network.method"])], seconds))
         if timeline.outcome == "ok" and timeline.output_tokens:
-            self._record(self._first_token, timeline.time_to_first_token(), labels, context)
-            self._record(self._per_token, timeline.time_per_output_token(), labels, context)
+            first, each = timeline.time_to_first_token(), timeline.time_per_output_token()
+            if first is not None:
+                record.append((of.first_token, first / 1e9))
+            if each is not None:
+                record.append((of.per_token, each / 1e9))
+        if not all(0.0 <= value < sanitize.SECONDS_LIMIT for _, value in record):
+            record = [(series, value) for series, value in record if 0.0 <= value < sanitize.SECONDS_LIMIT]
         for kind, tokens in (
             ("input", timeline.prompt_tokens),
             ("cached_input", timeline.cached_tokens),
             ("output", timeline.output_tokens),
         ):
-            counted = sanitize.count(tokens)
-            if counted:
-                self._tokens.add(counted, {**labels, "gen_ai.token.type": kind}, context)
+            if tokens and sanitize.count(tokens):
+                record.append((of.tokens[kind], tokens))
+        self._record_all(record, context)
 
         if self._slo is not None and self._targets is not None:
             verdict = judge(timeline, phases, self._targets)
             if verdict is not None:
                 self._slo.add(
-                    1, {**labels, "otel_llm.slo.met": verdict.met, "otel_llm.slo.cause": verdict.cause}, context
+                    1, {**of.labels, "otel_llm.slo.met": verdict.met, "otel_llm.slo.cause": verdict.cause}, context
                 )
 
     def write_gaps(self, step: TokenGaps) -> None:
@@ -108,23 +165,33 @@ class MetricWriter:
             if 0 <= seconds < sanitize.SECONDS_LIMIT:
                 add(seconds, labels, None, times)
 
-    def _labels(self, timeline: Timeline) -> Labels:
-        return {
-            "gen_ai.operation.name": sanitize.text(timeline.operation),
-            "gen_ai.provider.name": sanitize.text(timeline.engine),
-            "gen_ai.request.model": self._model(timeline.model),
-        }
+    def _series_of(self, timeline: Timeline) -> _Requests:
+        key = (timeline.operation, timeline.engine, self._model(timeline.model))
+        found = self._requests.get(key)
+        if found is None:
+            operation, engine, model = key
+            labels = {
+                "gen_ai.operation.name": sanitize.text(operation),
+                "gen_ai.provider.name": sanitize.text(engine),
+                "gen_ai.request.model": model,
+            }
+            found = _Requests(
+                labels,
+                _By(self._duration, labels, "error.type"),
+                _By(self._phase, labels, "otel_llm.phase"),
+                _By(self.network, labels, "otel_llm.network.method"),
+                _By(self._tokens, labels, "gen_ai.token.type"),
+                _bound(self._first_token, labels),
+                _bound(self._per_token, labels),
+            )
+            if len(self._requests) < _KEPT:
+                self._requests[key] = found
+        return found
 
     def _model(self, model: str | None) -> str:
         if model is not None and len(self._models) < MODEL_LIMIT:
             self._models.add(model)
         return sanitize.label(model, self._models)
-
-    @staticmethod
-    def _record(histogram: Histogram, nanoseconds: float | None, labels: Labels, context: Context) -> None:
-        value = sanitize.seconds(nanoseconds)
-        if value is not None:
-            histogram.record(value, labels, context)
 
     def _histogram(self, name: str) -> Histogram:
         return histogram(self._meter, name)
