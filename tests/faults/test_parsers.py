@@ -1,0 +1,156 @@
+"""Whatever comes from outside, the readers of it raise nothing but what they say, and believe nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import json
+import zlib
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from otel_llm import pairing, sse
+from otel_llm.report import otlp
+from otel_llm.report.receiver import Receiver
+from otel_llm.report.requests import requests
+from otel_llm.telemetry import context
+from otel_llm.timeline import PHASES, UNSPLIT
+from tests.faults.programs import wait_for
+
+LARGEST = 64 * 2**20
+values = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text() | some.sampled_from(PHASES),
+    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text() | some.sampled_from(PHASES), inner),
+    max_leaves=12,
+)
+
+
+def sane(timing: pairing.ServerTiming | None) -> bool:
+    return timing is None or (
+        set(timing.phases) <= {*PHASES, UNSPLIT}
+        and all(type(value) is int and 0 <= value < 1 << 53 for value in timing.phases.values())
+        and all(stamp is None or 0 <= stamp <= timing.total for stamp in (timing.first_body, timing.first_token))
+        and len(timing.engine) <= 64
+    )
+
+
+@given(some.binary() | some.binary().map(lambda junk: b"data: x\n" + pairing.MARK + junk))
+def test_comments(events: bytes) -> None:
+    """Seen to fail without the ``except`` around json.loads, and without _believed."""
+    assert sane(pairing.from_comment(events))
+
+
+@given(values, values, values, values)
+def test_comments_that_are_json(phases: Any, engine: Any, stamp: Any, stall: Any) -> None:
+    content = {"v": 1, "phases": phases, "engine": engine, "first_body": stamp, "peer_stall": stall}
+    assert sane(pairing.from_comment(pairing.MARK + json.dumps(content).encode() + b"\n\n"))
+
+
+@given(some.text() | some.from_regex(r"otel-llm;desc=\w+;dur=[0-9.e]+(, [a-z-]+;dur=[0-9]{1,14}\.[0-9]{1,7})*"))
+def test_headers(value: str) -> None:
+    assert sane(pairing.from_header(value))
+
+
+@given(some.binary() | values.map(lambda value: b"data: " + json.dumps(value).encode()))
+def test_events(events: bytes) -> None:
+    assert sse.bears_token(events) in (True, False)
+
+
+@pytest.mark.parametrize("event", [b"data: " + b"[" * 60_000, b"data: " + b'{"a":' * 10_000, b"data: " + b"9" * 60_000])
+def test_events_that_are_deep_or_long(event: bytes) -> None:
+    """Seen to fail without the ``except`` of RecursionError and ValueError in sse."""
+    assert sse.bears_token(event)
+
+
+@given(some.text(alphabet=some.characters(max_codepoint=255)), some.text(alphabet=some.characters(max_codepoint=255)))
+def test_trace_headers(traceparent: str, tracestate: str) -> None:
+    context.extract({"traceparent": traceparent, "tracestate": tracestate})
+    context.extract({"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": tracestate})
+
+
+@given(some.binary(max_size=400))
+def test_messages(body: bytes) -> None:
+    for read in (otlp.spans, otlp.points):
+        with contextlib.suppress(DecodeError):
+            list(read(body))
+
+
+keys = some.sampled_from(
+    (
+        "otel_llm.outcome", "otel_llm.phase", "otel_llm.preemptions", "gen_ai.request.model",
+        "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.latency.time_to_first_token",
+    )
+)  # fmt: skip
+plain = (
+    some.none()
+    | some.booleans()
+    | some.integers()
+    | some.floats()
+    | some.text()
+    | some.binary()
+    | some.sampled_from((None, ("a",)))
+)
+ids = some.sampled_from(("01", "02", "03"))
+spans = some.builds(
+    otlp.Span,
+    trace_id=ids,
+    span_id=ids,
+    parent_id=ids | some.none(),
+    name=some.text(),
+    start=some.integers(0, 2**64 - 1),
+    end=some.integers(0, 2**64 - 1),
+    attributes=some.dictionaries(keys, plain | some.sampled_from(PHASES)),
+    failed=some.booleans(),
+    process=some.just(""),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(some.lists(spans, max_size=6))
+def test_spans_of_a_report(found: list[otlp.Span]) -> None:
+    """Attributes of any type, times in any order, parents in a circle: a report is made all the same."""
+    for request in requests(found):
+        assert isinstance(request.duration, int)
+        assert request.time_per_output_token is None or request.output_tokens
+
+
+@pytest.fixture(scope="module")
+def served() -> Any:
+    with Receiver() as receiver:
+        wait_for(int(receiver.url.rpartition(":")[2]))
+        yield receiver
+
+
+def post(receiver: Receiver, body: bytes, **headers: str) -> int:
+    connection = http.client.HTTPConnection(receiver.url.removeprefix("http://"), timeout=20)
+    sent = {
+        "Content-Type": "application/x-protobuf",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    connection.request("POST", "/v1/traces", body, sent)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "9" * 5000, "1e3", "²"])
+def test_a_length_that_is_none(served: Receiver, length: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail with ``int()`` alone: a traceback, and no answer."""
+    assert post(served, b"", Content_Length=length) in (200, 413)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_small_body_that_unpacks_to_a_large_one(served: Receiver) -> None:
+    """Seen to fail with gzip.decompress: 200 MB of memory for 200 kB."""
+    refused = served.refused
+    bomb = bytes(3 * LARGEST)
+    assert post(served, gzip.compress(bomb), Content_Encoding="gzip") == 400
+    assert post(served, zlib.compress(bomb), Content_Encoding="deflate") == 400
+    assert post(served, gzip.compress(b"")[:-4], Content_Encoding="gzip") == 400
+    assert post(served, gzip.compress(b""), Content_Encoding="gzip") == 200
+    assert served.refused == refused + 3
