@@ -7,24 +7,22 @@ Writes the dashboards as JSON, and the rules for Prometheus.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+
+import alerts
+import caches
+import instances
+import latency_throughput
+import load_test
+import network
+import queueing
+import slo
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 FOLDER = Path(__file__).resolve().parent
 JSON = FOLDER / "json"
 RULES = FOLDER.parent / "integrations" / "prometheus" / "otel-llm.rules.yml"
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
-
-import alerts  # noqa: E402 - the path is set above
-import caches  # noqa: E402
-import instances  # noqa: E402
-import latency_throughput  # noqa: E402
-import load_test  # noqa: E402
-import network  # noqa: E402
-import queueing  # noqa: E402
-import slo  # noqa: E402
-import yaml  # noqa: E402
-from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
 
 PAGES = (latency_throughput, queueing, slo, network, instances, load_test, caches)
 

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import signals
 from page import Section, build_dashboard
-from panels import QUANTILE_COLOURS, Target, notes, number, plane, time_series
-from signals import CACHED_TOKENS, FIRST_TOKEN, INPUT_TOKENS
+from panels import QUANTILE_COLOURS, Target, notes, number, time_series
+from parts import TTFT, Measured, against
+from signals import CACHED_TOKENS, FOUND, INPUT_TOKENS, LOOKED_UP
 
 from otel_llm.report.palette import COLOURS
 
@@ -62,7 +63,28 @@ def _hits() -> Section:
                 colours={"cached": _CACHED, "computed": _COMPUTED},
                 formula="prompt tokens/s, by whether their KV entries came from a cache.",
                 reading="Only the computed ones cost prefill.",
-                width=24,
+                width=8,
+                height=8,
+            ),
+            time_series(
+                "Prefix cache: looked up and found",
+                [Target(LOOKED_UP.rate(), "looked up"), Target(FOUND.rate(), "found")],
+                unit="short",
+                colours={"looked up": QUANTILE_COLOURS["p95"], "found": _CACHED},
+                formula="prompt tokens / s that the engine looked up in its prefix cache, and that it found.",
+                reading="Counted when requests are scheduled, and again when a preempted one comes back. vLLM may look "
+                "up less than all: a prompt whose log probabilities are asked for skips the cache.",
+                width=8,
+                height=8,
+            ),
+            time_series(
+                "Hit share: engine and requests",
+                [Target(f"{FOUND.rate()} / {LOOKED_UP.rate()}", "engine"), Target(_HIT_SHARE, "finished requests")],
+                unit="percentunit",
+                colours={"engine": _CACHED, "finished requests": QUANTILE_COLOURS["p50"]},
+                formula="found / looked up by the engine; cached / prompt tokens of finished requests.",
+                reading="Two accounts of one thing, of other moments: they differ while the load changes.",
+                width=8,
                 height=8,
             ),
         ],
@@ -70,31 +92,18 @@ def _hits() -> Section:
 
 
 def _effect() -> Section:
-    hit_share = Target(_HIT_SHARE, "hit share")
     return Section(
         "Effect",
         [
-            plane(
-                "Prefill against hit share",
-                [(hit_share, Target(_PREFILL.mean(), "mean prefill"))],
-                unit="s",
-                x_title="hit share",
-                x_unit="percentunit",
-                colours={"mean prefill": COLOURS["prefill"]},
-                formula="mean of the phase prefill against cached / prompt tokens.",
-                reading="Falling to the right: the cache works.",
-                width=8,
-            ),
-            plane(
-                "TTFT against hit share",
-                [(hit_share, Target(FIRST_TOKEN.mean(), "mean TTFT"))],
-                unit="s",
-                x_title="hit share",
-                x_unit="percentunit",
-                colours={"mean TTFT": QUANTILE_COLOURS["p50"]},
-                formula="mean TTFT against cached / prompt tokens.",
-                reading="Flat while prefill falls: the first token waits for something else, most often queue.",
-                width=8,
+            *(
+                against(measured, Target(_HIT_SHARE, "hit share"), "percentunit", reading=reading, width=8)
+                for measured, reading in (
+                    (Measured("prefill", _PREFILL, "the phase prefill"), "Falling to the right: the cache works."),
+                    (
+                        TTFT,
+                        "Flat while prefill falls: the first token waits for something else, most often queue.",
+                    ),
+                )
             ),
             time_series(
                 "Prefill time per computed token",

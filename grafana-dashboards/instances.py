@@ -7,7 +7,8 @@ from typing import Any, Final
 import signals
 from page import Section, build_dashboard
 from panels import Target, notes, number, time_series
-from signals import DURATION, FAILED, FIRST_TOKEN, INSTANCE, OUTPUT_TOKENS
+from parts import END_TO_END, TTFT, Measured
+from signals import DURATION, FAILED, INSTANCE, OUTPUT_TOKENS
 
 UID: Final = "otel-llm-instances"
 # Backends know one of the two labels, so the text is never doubled.
@@ -26,10 +27,6 @@ def build() -> dict[str, Any]:
     return build_dashboard(UID, "LLM: instances", description, [_balance(), _latency()])
 
 
-def _imbalance(per_instance: str) -> str:
-    return f"stddev({per_instance}) / avg({per_instance})"
-
-
 def _balance() -> Section:
     requests, in_flight = DURATION.count_rate(*INSTANCE), DURATION.sum_rate(*INSTANCE)
     return Section(
@@ -43,21 +40,27 @@ def _balance() -> Section:
                 reading="Fewer than you run: some get no traffic, or do not report.",
                 width=4,
             ),
-            number(
-                "Imbalance, requests",
-                Target(_imbalance(requests), "requests"),
-                unit="percentunit",
-                formula="standard deviation / mean of requests/s over instances.",
-                reading="0 is an even split. With few requests, chance alone gives 1 / sqrt(requests per instance).",
-                width=4,
-            ),
-            number(
-                "Imbalance, in flight",
-                Target(_imbalance(in_flight), "in flight"),
-                unit="percentunit",
-                formula="standard deviation / mean of requests in flight over instances.",
-                reading="Larger than that of requests: some instances are slower, or got the longer requests.",
-                width=4,
+            *(
+                number(
+                    f"Imbalance, {what}",
+                    Target(f"stddev({per_instance}) / avg({per_instance})", what),
+                    unit="percentunit",
+                    formula=f"standard deviation / mean of {what} over instances.",
+                    reading=reading,
+                    width=4,
+                )
+                for what, per_instance, reading in (
+                    (
+                        "requests",
+                        requests,
+                        "0 is an even split. With few requests, chance alone gives 1 / sqrt(requests per instance).",
+                    ),
+                    (
+                        "in flight",
+                        in_flight,
+                        "Larger than that of requests: some instances are slower, or got the longer requests.",
+                    ),
+                )
             ),
             notes(
                 "How to read this page",
@@ -103,20 +106,15 @@ def _balance() -> Section:
 
 
 def _latency() -> Section:
-    queue = signals.phase("queue")
     panels = [
         time_series(
-            f"{title}: p95 by instance",
-            [Target(metric.quantile(0.95, *INSTANCE), _NAME)],
+            f"{latency.title}: p95 by instance",
+            [Target(latency.metric.quantile(0.95, *INSTANCE), _NAME)],
             unit="s",
-            formula=f"95th percentile of {what} per instance, estimated from buckets.",
+            formula=f"95th percentile of {latency.what} per instance, estimated from buckets.",
             reading="One line above the rest is a slow instance; all together rising is load.",
             width=8,
         )
-        for title, metric, what in (
-            ("End to end", DURATION, "request duration"),
-            ("TTFT", FIRST_TOKEN, "time to first token"),
-            ("Queue", queue, "the phase queue"),
-        )
+        for latency in (END_TO_END, TTFT, Measured("queue", signals.phase("queue"), "the phase queue"))
     ]
     return Section("Latency", panels)

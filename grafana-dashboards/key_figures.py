@@ -7,7 +7,8 @@ from typing import Final
 import signals
 from page import Section
 from panels import Target, notes, number, word
-from signals import DURATION, FIRST_TOKEN, OUTPUT_TOKENS, PER_OUTPUT_TOKEN, PHASE
+from parts import END_TO_END, TPOT, TTFT, p95
+from signals import DURATION, FIRST_TOKEN, OUTPUT_TOKENS, PHASE
 
 from otel_llm.report.palette import COLOURS
 
@@ -35,20 +36,6 @@ hits, chunk size. `decode`: batch size, model, hardware. `network`: a slow reade
 
 def key_figures() -> Section:
     """Return the row."""
-    quantiles = [
-        number(
-            f"p95 {name}",
-            Target(metric.quantile(0.95), name),
-            unit="s",
-            formula=f"95th percentile of {what}, estimated from buckets.",
-            reading=f"19 of 20 requests had {what} below this. Its precision is one bucket.",
-        )
-        for name, metric, what in (
-            ("end to end", DURATION, "request duration"),
-            ("TTFT", FIRST_TOKEN, "time to first token"),
-            ("TPOT", PER_OUTPUT_TOKEN, "time per output token"),
-        )
-    ]
     limit = f"topk(1, {signals.share_by_phase()})"
     for name, words in _PLAIN_WORDS.items():
         limit = f'label_replace({limit}, "limit", "{words}", "{signals.PHASE_LABEL}", "{name}")'
@@ -69,7 +56,10 @@ def key_figures() -> Section:
                 formula="output tokens of finished requests / s.",
                 reading="Throughput in tokens. Counted when a request ends, so long requests arrive in lumps.",
             ),
-            *quantiles,
+            *(
+                p95(latency, reading=f"19 of 20 requests had {latency.what} below this. Its precision is one bucket.")
+                for latency in (END_TO_END, TTFT, TPOT)
+            ),
             number(
                 "TTFT within target",
                 Target(FIRST_TOKEN.share_within("$ttft_target"), "within target"),

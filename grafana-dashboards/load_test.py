@@ -1,133 +1,130 @@
-"""Two time ranges side by side: before and after a change, or two load tests."""
+"""Two runs side by side: two time ranges, or two runs by their id."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import signals
-from page import Section, build_dashboard, choice
-from panels import Target, notes, plane, time_series
-from signals import DURATION, FIRST_TOKEN, OUTPUT_TOKENS, PER_OUTPUT_TOKEN, PHASE_ORDER, Metric
-
-from otel_llm.report.palette import COLOURS
+from page import Section, build_dashboard, choice, found
+from panels import Panel, Target, notes, plane, time_series
+from parts import END_TO_END, TPOT, TTFT, Measured, mean_stack
+from signals import DURATION, OUTPUT_TOKENS, PHASE_ORDER, RUN_LABEL, Metric
 
 UID: Final = "otel-llm-load-test"
-_AGO: Final = "$baseline"
-_NOW, _BEFORE = "this range", "baseline"
-_RUNS: Final = {_NOW: "#56B4E9", _BEFORE: "#E69F00"}
+_EARLIER: Final = ("5m", "10m", "15m", "30m", "1h", "2h", "6h", "12h", "1d", "7d")
 
 _HOW_TO_READ: Final = """\
-Set the time range to one run and **Baseline** to how much earlier the other one began: both are drawn on the same \
-clock. Compare runs **at the same throughput**: on the planes, lower is better at equal x, and further right is \
-better at equal y. To compare two deployments of the same time, open this page twice with different jobs or models.
+**Two time ranges:** set the time range to run A and **B earlier by** to how much earlier run B began: both are drawn \
+on the same clock. **Two runs by id:** give each service a run id, `OTEL_RESOURCE_ATTRIBUTES=otel_llm.run.id=...`, \
+choose them as **A** and **B**, and *not shifted* if they ran at the same time or one after the other within the time \
+range. Compare runs **at the same throughput**: on the planes, lower is better at equal x, further right at equal y.
 """
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side of the comparison."""
+
+    name: str
+    variable: str
+    """Of the dashboard: its id."""
+    offset: str
+    colour: str
+
+    def of(self, metric: Metric) -> Metric:
+        """The metric of this run."""
+        chosen = metric.of_run(self.variable)
+        return chosen.before(self.offset) if self.offset else chosen
+
+
+RUNS: Final = (Run("A", "run", "", "#56B4E9"), Run("B", "other_run", "$baseline", "#E69F00"))
+_COLOURS: Final = {run.name: run.colour for run in RUNS}
 
 
 def build() -> dict[str, Any]:
     """Return the dashboard's JSON model."""
-    baseline = choice(
+    shift = choice(
         "baseline",
-        "Baseline (earlier by)",
-        ["5m", "10m", "15m", "30m", "1h", "2h", "6h", "12h", "1d", "7d"],
+        "B earlier by",
+        # Prometheus 2 takes no offset of zero.
+        {"not shifted": "1ms", **dict(zip(_EARLIER, _EARLIER, strict=True))},
         "1h",
-        "How much earlier the run to compare with took place.",
+        "How much earlier than the time range run B took place.",
     )
+    ids = [found(run.variable, f"Run {run.name}", DURATION, RUN_LABEL, "", multi=False) for run in RUNS]
+    description = "Latency and throughput of one run against another, of other time or other id."
     sections = [_planes(), _phases(), _over_time()]
-    description = "Latency and throughput of this time range against an earlier one."
-    return build_dashboard(UID, "LLM: load test A/B", description, sections, [baseline])
+    return build_dashboard(UID, "LLM: load test A/B", description, sections, [*ids, shift])
 
 
 def _planes() -> Section:
-    tokens = Target(OUTPUT_TOKENS.rate(), "tokens/s, this range")
-    tokens_before = Target(OUTPUT_TOKENS.before(_AGO).rate(), "tokens/s, baseline")
-    panels = [
-        plane(
-            f"{title} against throughput",
-            [(tokens, Target(metric.mean(), _NOW)), (tokens_before, Target(metric.before(_AGO).mean(), _BEFORE))],
-            unit="s",
-            x_title="output tokens/s",
-            x_unit="short",
-            colours=_RUNS,
-            formula=f"mean {what} against output tokens/s, in both ranges.",
-            reading="The lower curve is the better one at equal throughput.",
-            width=8,
-        )
-        for title, metric, what in (
-            ("End to end", DURATION, "request duration"),
-            ("TTFT", FIRST_TOKEN, "time to first token"),
-            ("TPOT", PER_OUTPUT_TOKEN, "time per output token"),
-        )
-    ]
-    text = notes("How to read this page", _HOW_TO_READ, formula="baseline = the same query, earlier.", height=4)
-    return Section("Latency against throughput", [text, *panels])
+    text = notes("How to read this page", _HOW_TO_READ, formula="B = the same query of another run, earlier.", height=4)
+    return Section("Latency against throughput", [text, *(_plane(latency) for latency in (END_TO_END, TTFT, TPOT))])
+
+
+def _plane(latency: Measured) -> Panel:
+    return plane(
+        f"{latency.title} against throughput",
+        [
+            (
+                Target(run.of(OUTPUT_TOKENS).rate(), f"tokens/s of {run.name}"),
+                Target(run.of(latency.metric).mean(), run.name),
+            )
+            for run in RUNS
+        ],
+        unit="s",
+        x_title="output tokens/s",
+        x_unit="short",
+        colours=_COLOURS,
+        formula=f"mean {latency.what} against output tokens/s, of both runs.",
+        reading="The lower curve is the better one at equal throughput.",
+        width=8,
+        join="outer",
+    )
 
 
 def _phases() -> Section:
     panels = []
-    for title, requests, of_phase in (
-        ("This range", DURATION, signals.phase),
-        ("Baseline", DURATION.before(_AGO), _phase_before),
-    ):
-        targets = [Target(f"{of_phase(name).sum_rate()} / {requests.count_rate()}", name) for name in PHASE_ORDER]
+    for run in RUNS:
+
+        def part(name: str, run: Run = run) -> Metric:
+            return run.of(signals.phase(name))
+
         panels.append(
-            time_series(
-                f"{title}: mean request time by phase",
-                [*targets, Target(requests.mean(), "measured end to end")],
-                unit="s",
-                stacked="normal",
-                colours=COLOURS,
-                dashed="measured end to end",
-                formula="per phase: sum of its time / number of requests. Dashed: mean request duration.",
+            mean_stack(
+                f"{run.name}: mean request time by phase",
+                part,
+                PHASE_ORDER,
+                run.of(DURATION),
+                "measured end to end",
                 reading="The phase that changed between the two pictures is what the change did.",
             )
         )
     return Section("Where the time goes", panels)
 
 
-def _phase_before(name: str) -> Metric:
-    return signals.phase(name).before(_AGO)
-
-
 def _over_time() -> Section:
+    signals_over_time = (
+        ("Requests per second", DURATION, Metric.count_rate, "reqps", "finished requests / s."),
+        ("Output tokens per second", OUTPUT_TOKENS, Metric.rate, "short", "output tokens of finished requests / s."),
+        ("p95 TTFT", TTFT.metric, _p95, "s", "95th percentile of TTFT, estimated from buckets."),
+        ("p95 TPOT", TPOT.metric, _p95, "s", "95th percentile of TPOT, estimated from buckets."),
+    )
     panels = [
         time_series(
             title,
-            [Target(now, _NOW), Target(before, _BEFORE)],
+            [Target(query(run.of(metric)), run.name) for run in RUNS],
             unit=unit,
-            colours=_RUNS,
+            colours=_COLOURS,
             formula=formula,
             reading="Both runs on the clock of this range.",
             width=6,
         )
-        for title, now, before, unit, formula in (
-            (
-                "Requests per second",
-                DURATION.count_rate(),
-                DURATION.before(_AGO).count_rate(),
-                "reqps",
-                "finished requests / s.",
-            ),
-            (
-                "Output tokens per second",
-                OUTPUT_TOKENS.rate(),
-                OUTPUT_TOKENS.before(_AGO).rate(),
-                "short",
-                "output tokens of finished requests / s.",
-            ),
-            (
-                "p95 TTFT",
-                FIRST_TOKEN.quantile(0.95),
-                FIRST_TOKEN.before(_AGO).quantile(0.95),
-                "s",
-                "95th percentile of TTFT, estimated from buckets.",
-            ),
-            (
-                "p95 TPOT",
-                PER_OUTPUT_TOKEN.quantile(0.95),
-                PER_OUTPUT_TOKEN.before(_AGO).quantile(0.95),
-                "s",
-                "95th percentile of TPOT, estimated from buckets.",
-            ),
-        )
+        for title, metric, query, unit, formula in signals_over_time
     ]
     return Section("Over time", panels)
+
+
+def _p95(metric: Metric) -> str:
+    return metric.quantile(0.95)

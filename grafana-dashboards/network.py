@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from page import Section, build_dashboard
-from panels import QUANTILE_COLOURS, Target, density, notes, number, time_series
+from panels import Target, notes, number, time_series
+from parts import Measured, distribution, mean_stack, p95, quantile_lines, share_stack
 from signals import (
     CLIENT,
     CLIENT_DURATION,
@@ -21,7 +22,8 @@ from otel_llm.report.palette import COLOURS
 
 UID: Final = "otel-llm-network"
 _COLOURS: Final = {**COLOURS, "connect": "#8a5a3c", "consumer": "#b9ae3a"}
-_MEASURED: Final = "measured by the client"
+_ATTEMPT: Final = Measured("attempt", CLIENT_DURATION, "an attempt's duration")
+_CHUNK: Final = Measured("first chunk", FIRST_CHUNK, "the time to the first token-bearing event")
 _METHOD: Final = f"{{{{{METHOD_LABEL}}}}}"
 
 _HOW_TO_READ: Final = """\
@@ -41,11 +43,6 @@ def build() -> dict[str, Any]:
 
 
 def _attempts() -> Section:
-    parts = [
-        Target(f"{client_phase(name).sum_rate()} / {CLIENT_DURATION.count_rate()}", name) for name in CLIENT_PHASE_ORDER
-    ]
-    all_parts = CLIENT_DURATION.sum_rate()
-    shares = [Target(f"{client_phase(name).sum_rate()} / {all_parts}", name) for name in CLIENT_PHASE_ORDER]
     return Section(
         "Attempts of clients",
         [
@@ -57,22 +54,8 @@ def _attempts() -> Section:
                 reading="More than the requests that the servers count: some never arrive.",
                 width=6,
             ),
-            number(
-                "p95 attempt",
-                Target(CLIENT_DURATION.quantile(0.95), "attempt"),
-                unit="s",
-                formula="95th percentile of the attempt's duration, estimated from buckets.",
-                reading="What callers wait for a whole answer.",
-                width=6,
-            ),
-            number(
-                "p95 first chunk",
-                Target(FIRST_CHUNK.quantile(0.95), "first chunk"),
-                unit="s",
-                formula="95th percentile of the time to the first token-bearing event, estimated from buckets.",
-                reading="TTFT as the caller sees it.",
-                width=6,
-            ),
+            p95(_ATTEMPT, reading="What callers wait for a whole answer.", width=6),
+            p95(_CHUNK, reading="TTFT as the caller sees it.", width=6),
             number(
                 "Failed attempts",
                 Target(f"({CLIENT_FAILED.count_rate()} or vector(0)) / {CLIENT_DURATION.count_rate()}", "failed"),
@@ -82,23 +65,22 @@ def _attempts() -> Section:
                 width=6,
             ),
             notes("How to read this page", _HOW_TO_READ, formula="attempt = sum of its parts.", height=4),
-            time_series(
+            mean_stack(
                 "Mean attempt by part",
-                [*parts, Target(CLIENT_DURATION.mean(), _MEASURED)],
-                unit="s",
-                stacked="normal",
+                client_phase,
+                CLIENT_PHASE_ORDER,
+                CLIENT_DURATION,
+                "measured by the client",
+                of="attempts",
                 colours=_COLOURS,
-                dashed=_MEASURED,
-                formula="per part: sum of its time / number of attempts. Dashed: mean duration of an attempt.",
                 reading="What is not the server's: `connect`, `network`, `consumer`.",
             ),
-            time_series(
+            share_stack(
                 "Share of attempt time by part",
-                shares,
-                unit="percentunit",
-                stacked="percent",
+                client_phase,
+                CLIENT_PHASE_ORDER,
+                CLIENT_DURATION,
                 colours=_COLOURS,
-                formula="sum of the part's time / sum of the attempts' durations.",
                 reading="A growing share of `consumer` is a caller that reads too slowly, not a slow server.",
             ),
         ],
@@ -106,7 +88,6 @@ def _attempts() -> Section:
 
 
 def _network() -> Section:
-    quantiles = [Target(FIRST_CHUNK.quantile(int(text[1:]) / 100), text) for text in QUANTILE_COLOURS]
     return Section(
         "Network",
         [
@@ -126,22 +107,13 @@ def _network() -> Section:
                 reading="Far above the mean: some callers are on bad paths.",
                 width=8,
             ),
-            time_series(
-                "First chunk: quantiles",
-                quantiles,
-                unit="s",
-                colours=QUANTILE_COLOURS,
-                formula="quantiles of the time to the first token-bearing event, estimated from buckets.",
+            quantile_lines(
+                _CHUNK,
                 reading="Compare with TTFT on the front page; the difference per request is on its span.",
                 width=8,
             ),
-            density(
-                "Network time: distribution",
-                Target(NETWORK.buckets(), "{{le}}"),
-                unit="s",
-                formula="requests per bucket of network time in each window.",
-                reading="Two bands are two kinds of path.",
-                width=24,
+            distribution(
+                Measured("network time", NETWORK, "network time"), reading="Two bands are two kinds of path.", width=24
             ),
         ],
     )

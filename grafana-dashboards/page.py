@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -67,16 +67,29 @@ def build_dashboard(
     return model
 
 
-def choice(name: str, title: str, values: Sequence[str], default: str, description: str) -> Any:
-    """A variable with a fixed list of values."""
-    variable = dashboard.CustomVariable(name).label(title).description(description).values(",".join(values))
+def choice(name: str, title: str, values: Sequence[str] | Mapping[str, str], default: str, description: str) -> Any:
+    """A variable with a fixed list of values, or of texts and the values that they stand for."""
+    texts = values if isinstance(values, Mapping) else dict(zip(values, values, strict=True))
+    variable = dashboard.CustomVariable(name).label(title).description(description)
+    variable.values(",".join(value if text == value else f"{text} : {value}" for text, value in texts.items()))
     variable.allow_custom_value(False)
-    options = [models.VariableOption(text=value, value=value, selected=value == default) for value in values]
-    return variable.options(options).current(models.VariableOption(text=default, value=default, selected=True))
+    options = [
+        models.VariableOption(text=text, value=value, selected=value == default) for text, value in texts.items()
+    ]
+    return variable.options(options).current(next(option for option in options if option.selected))
+
+
+def found(name: str, title: str, source: Metric, key: str, matchers: str, *, multi: bool = True) -> Any:
+    """A variable whose values are those of a label, beside "All"."""
+    series = f"{prometheus_name(source.instrument)}_count{matchers}"
+    variable = dashboard.QueryVariable(name).label(title).datasource(SOURCE)
+    variable.query(f"label_values({series}, {key})").refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+    variable.multi(multi).include_all(True).all_value(".*").sort(models.VariableSort.ALPHABETICAL_ASC)
+    text, value = (["All"], ["$__all"]) if multi else ("All", "$__all")
+    return variable.current(models.VariableOption(text=text, value=value, selected=True))
 
 
 def _common_variables(metric: Metric, side: str) -> list[Any]:
-    series = f"{prometheus_name(metric.instrument)}_count"
     whose = "Client " if side else ""
     chain = [(f"{side}{name}", name, f"{whose}{name}".capitalize()) for name in ("job", "instance")]
     chain += [("engine", label("gen_ai.provider.name"), "Engine"), ("model", label("gen_ai.request.model"), "Model")]
@@ -84,10 +97,6 @@ def _common_variables(metric: Metric, side: str) -> list[Any]:
     variables: list[Any] = [source]
     chosen: list[str] = []
     for name, key, title in chain:
-        matchers = f"{{{', '.join(chosen)}}}" if chosen else ""
-        variable = dashboard.QueryVariable(name).label(title).datasource(SOURCE)
-        variable.query(f"label_values({series}{matchers}, {key})").refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        variable.multi(True).include_all(True).all_value(".*").sort(models.VariableSort.ALPHABETICAL_ASC)
-        variables.append(variable.current(models.VariableOption(text=["All"], value=["$__all"], selected=True)))
+        variables.append(found(name, title, metric, key, f"{{{', '.join(chosen)}}}" if chosen else ""))
         chosen.append(f'{key}=~"${name}"')
     return variables

@@ -180,13 +180,18 @@ def plane(
     colours: Mapping[str, str],
     width: int = 12,
     height: int = 10,
+    join: str = "inner",
 ) -> Panel:
-    """One point per moment; each curve is x and y, and is named after its y."""
+    """
+    One point per moment; each curve is x and y, and is named after its y.
+
+    ``join`` "outer" is for curves that have no moments in common.
+    """
     builder = xychart.Panel().unit(unit).min(0).show(xychart_models.XYShowMode.POINTS)
     builder.point_size(Built(xychart_models.XychartFieldConfigPointSize(fixed=6))).fill_opacity(60)
     builder.legend(_legend()).tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.SINGLE))
     builder.with_transformation(
-        models.DataTransformerConfig(id_val="joinByField", options={"byField": "Time", "mode": "inner"})
+        models.DataTransformerConfig(id_val="joinByField", options={"byField": "Time", "mode": join})
     )
     builder.mapping(xychart_models.SeriesMapping.MANUAL)
     builder.series([Built(_against(x.legend, y.legend)) for x, y in curves])
@@ -199,7 +204,9 @@ def plane(
     return Panel(builder, width, height, title, formula, reading, targets)
 
 
-def density(title: str, target: Target, *, unit: str, formula: str, reading: str, width: int = 8) -> Panel:
+def density(
+    title: str, target: Target, *, unit: str, formula: str, reading: str, width: int = 8, height: int = 9
+) -> Panel:
     """A heatmap of the buckets of a histogram over time."""
     builder = (
         heatmap.Panel().calculate(False).cell_gap(1).filter_values(Built(heatmap_models.FilterValueRange(le=1e-9)))
@@ -207,7 +214,7 @@ def density(title: str, target: Target, *, unit: str, formula: str, reading: str
     builder.color(Built(_HEAT))
     builder.y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(kinds.AxisPlacement.LEFT))
     builder.show_legend().tooltip(Built(_HEAT_TOOLTIP)).exemplars_color("rgba(255,0,255,0.7)")
-    return Panel(builder, width, 9, title, formula, reading, [target], exemplars=True)
+    return Panel(builder, width, height, title, formula, reading, [target], exemplars=True)
 
 
 def notes(title: str, markdown: str, *, formula: str, height: int = 6, width: int = WIDTH) -> Panel:

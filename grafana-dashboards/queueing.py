@@ -5,35 +5,37 @@ from __future__ import annotations
 from typing import Any, Final
 
 import signals
+from engine_panels import engine_section
 from page import Section, build_dashboard
-from panels import QUANTILE_COLOURS, Target, density, notes, number, plane, time_series
-from signals import CACHED_TOKENS, DURATION, FIRST_TOKEN, INPUT_TOKENS, OUTPUT_TOKENS, PHASE
+from panels import Target, notes, number, time_series
+from parts import Measured, against, distribution, mean_stack, p95, quantile_lines
+from signals import CACHED_TOKENS, DURATION, FIRST_TOKEN, INPUT_TOKENS, KV_CACHE, OUTPUT_TOKENS, PHASE, PREEMPTIONS
 
 from otel_llm.report.palette import COLOURS
 
 UID: Final = "otel-llm-queue"
 _QUEUE: Final = signals.phase("queue")
+_WAIT: Final = Measured("queue", _QUEUE, "the phase queue")
 _PREFILL: Final = signals.phase("prefill")
 _DECODE: Final = signals.phase("decode")
 _BEFORE: Final = ("accept", "preprocess", "queue", "prefill")
 """Phases before the first token. ``network`` has a part after it too and is left out."""
 
 _HOW_TO_READ: Final = """\
-`queue` is **all** waiting from submission to the first scheduling, the engine's input queue included. Requests that \
-wait, read their prompt and generate are counted by Little's law from the phases of finished requests, not read from \
-the engine's gauges: the sum of the last two is the mean **batch**. Waiting with a small batch is a limit of memory or \
-of the scheduler; waiting with a full batch is load.
+`queue` is **all** waiting from submission to the first scheduling, the engine's input queue included. The first two \
+rows count requests by Little's law from the phases of finished requests, which works with every engine; the last one \
+is the **engine's own account**. Waiting with a small batch is a limit of memory (KV cache, preemptions) or of the \
+scheduler; waiting with a full batch is load.
 """
 
 
 def build() -> dict[str, Any]:
     """Return the dashboard's JSON model."""
     description = "Waiting before the first scheduling, and the requests and tokens that the batch is made of."
-    return build_dashboard(UID, "LLM: queue and batching", description, [_waiting(), _batch()])
+    return build_dashboard(UID, "LLM: queue and batching", description, [_waiting(), _batch(), engine_section()])
 
 
 def _waiting() -> Section:
-    in_flight = Target(DURATION.sum_rate(), "requests in flight")
     return Section(
         "Waiting",
         [
@@ -44,7 +46,7 @@ def _waiting() -> Section:
                 decimals=1,
                 formula="Little's law: requests/s x mean time in queue.",
                 reading="Mean over the window; counted when requests end.",
-                width=6,
+                width=4,
             ),
             number(
                 "Mean batch",
@@ -53,49 +55,44 @@ def _waiting() -> Section:
                 decimals=1,
                 formula="requests/s x (mean prefill + mean decode).",
                 reading="Requests that the engine works on at once.",
-                width=6,
+                width=4,
             ),
-            number(
-                "p95 queue",
-                Target(_QUEUE.quantile(0.95), "queue"),
-                unit="s",
-                formula="95th percentile of the phase queue, estimated from buckets.",
-                reading="19 of 20 requests were scheduled sooner than this.",
-                width=6,
-            ),
+            p95(_WAIT, reading="19 of 20 requests were scheduled sooner than this.", width=4),
             number(
                 "Share of time in queue",
                 Target(f"{_QUEUE.sum_rate()} / {PHASE.sum_rate()}", "queue"),
                 unit="percentunit",
                 formula="sum of queue / sum of all phases.",
                 reading="Above one half an alert is raised: requests wait more than they are worked on.",
-                width=6,
+                width=4,
+            ),
+            number(
+                "KV cache in use",
+                Target(KV_CACHE.highest(), "KV cache"),
+                unit="percentunit",
+                formula="the fullest engine's mean share of the KV cache in use.",
+                reading="Near 100 % requests wait, or are taken out of the batch, for memory.",
+                width=4,
+            ),
+            number(
+                "Preemptions/s",
+                Target(PREEMPTIONS.rate(), "preemptions/s"),
+                unit="short",
+                formula="times per second that a request was taken out of the batch.",
+                reading="Each throws work away: its tokens are computed again. Lower the batch or give it more memory.",
+                width=4,
             ),
             notes("How to read this page", _HOW_TO_READ, formula="batch = in prefill + in decode.", height=4),
-            time_series(
-                "Queue: quantiles",
-                [Target(_QUEUE.quantile(int(text[1:]) / 100), text) for text in QUANTILE_COLOURS],
-                unit="s",
-                colours=QUANTILE_COLOURS,
-                formula="quantiles of the phase queue, estimated from buckets.",
+            quantile_lines(
+                _WAIT,
                 reading="p50 near zero and a high p99: bursts. All high: more load than the batch can take.",
                 width=8,
             ),
-            density(
-                "Queue: distribution",
-                Target(_QUEUE.buckets(), "{{le}}"),
-                unit="s",
-                formula="requests per bucket of the phase queue in each window.",
-                reading="Windows overlap, so compare colours, not counts.",
-            ),
-            plane(
-                "Queue against requests in flight",
-                [(in_flight, Target(_QUEUE.mean(), "mean")), (in_flight, Target(_QUEUE.quantile(0.95), "p95"))],
-                unit="s",
-                x_title="requests in flight",
-                x_unit="short",
-                colours={"mean": QUANTILE_COLOURS["p50"], "p95": QUANTILE_COLOURS["p95"]},
-                formula="mean and 95th percentile of queue against requests/s x mean duration.",
+            distribution(_WAIT, reading="Windows overlap, so compare colours, not counts.", width=8),
+            against(
+                _WAIT,
+                Target(DURATION.sum_rate(), "requests in flight"),
+                "short",
                 reading="Flat up to the size of the batch, then rising with every further request.",
                 width=8,
                 height=9,
@@ -132,18 +129,15 @@ def _batch() -> Section:
                 reading="The two kinds of work that share the engine's steps.",
                 width=8,
             ),
-            time_series(
+            mean_stack(
                 "Time to first token: what it is made of",
-                [
-                    *(Target(f"{signals.phase(name).sum_rate()} / {DURATION.count_rate()}", name) for name in _BEFORE),
-                    Target(FIRST_TOKEN.mean(), "measured TTFT"),
-                ],
-                unit="s",
-                stacked="normal",
-                colours=COLOURS,
-                dashed="measured TTFT",
-                formula="per phase: sum of its time / requests. Dashed: mean TTFT of requests that ended in full.",
-                reading="The first tokens wait for the thickest band. A gap below the dashed line is a slow upload.",
+                signals.phase,
+                _BEFORE,
+                DURATION,
+                "measured TTFT",
+                total=FIRST_TOKEN,
+                reading="The first tokens wait for the thickest band; the dashed line is of requests that ended in "
+                "full. A gap below it is a slow upload.",
                 width=8,
             ),
         ],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from otel_llm.client_timeline import CLIENT_PHASES
-from otel_llm.conventions import ATTRIBUTES, INSTRUMENTS, Instrument
+from otel_llm.conventions import ATTRIBUTES, INSTRUMENTS, RESOURCE, Instrument
 from otel_llm.timeline import PHASES, UNSPLIT
 
 RATE_INTERVAL: Final = "$__rate_interval"
@@ -30,8 +30,9 @@ def prometheus_name(instrument: Instrument) -> str:
 
 
 def label(attribute: str) -> str:
-    """Label under which an attribute is stored."""
-    return ATTRIBUTES[attribute].name.replace(".", "_")
+    """Label under which an attribute, of a metric or of its resource, is stored."""
+    row = ATTRIBUTES[attribute] if attribute in ATTRIBUTES else RESOURCE[attribute]
+    return row.name.replace(".", "_")
 
 
 SERVER, CLIENT = "", "client_"
@@ -73,6 +74,10 @@ class Metric:
             raise ValueError(f"{value} is no value of {attribute}")
         return replace(self, matchers=(*self.matchers, f'{label(attribute)}{operator}"{value}"'))
 
+    def of_run(self, variable: str) -> Metric:
+        """Only the series of the runs that a variable of the dashboard chooses."""
+        return replace(self, matchers=(*self.matchers, f'{RUN_LABEL}=~"${variable}"'))
+
     def over(self, window: str) -> Metric:
         """Rates over a fixed window instead of the dashboard's."""
         return replace(self, window=window)
@@ -84,6 +89,14 @@ class Metric:
     def everywhere(self) -> Metric:
         """Without the dashboard's variables, for rules."""
         return replace(self, matchers=tuple(m for m in self.matchers if "$" not in m))
+
+    def average(self, *by: str) -> str:
+        """Mean over the window, of a gauge, added up over engines."""
+        return f"sum{_group(by)}(avg_over_time({self._series('')}))"
+
+    def highest(self, *by: str) -> str:
+        """The highest of engines' means over the window, of a gauge."""
+        return f"max{_group(by)}(avg_over_time({self._series('')}))"
 
     def rate(self, *by: str) -> str:
         """Per second, of a counter."""
@@ -135,13 +148,16 @@ class Metric:
         return bound
 
     def _rate(self, part: str, by: tuple[str, ...]) -> str:
-        group = f" by ({', '.join(by)}) " if by else ""
-        return f"sum{group}(rate({self._series(part)}))"
+        return f"sum{_group(by)}(rate({self._series(part)}))"
 
     def _series(self, part: str) -> str:
         name = prometheus_name(self.instrument) + part
         matchers = f"{{{', '.join(self.matchers)}}}" if self.matchers else ""
         return f"{name}{matchers}[{self.window}]{self.offset}"
+
+
+def _group(by: tuple[str, ...]) -> str:
+    return f" by ({', '.join(by)}) " if by else ""
 
 
 def _metric(name: str, side: str = SERVER) -> Metric:
@@ -153,6 +169,7 @@ def _metric(name: str, side: str = SERVER) -> Metric:
 DURATION: Final = _metric("gen_ai.server.request.duration")
 FIRST_TOKEN: Final = _metric("gen_ai.server.time_to_first_token")
 PER_OUTPUT_TOKEN: Final = _metric("gen_ai.server.time_per_output_token")
+BETWEEN_TOKENS: Final = _metric("otel_llm.request.inter_token_latency")
 PHASE: Final = _metric("otel_llm.request.phase.duration")
 CLIENT_DURATION: Final = _metric("gen_ai.client.operation.duration", CLIENT)
 FIRST_CHUNK: Final = _metric("gen_ai.client.operation.time_to_first_chunk", CLIENT)
@@ -162,6 +179,21 @@ SLO: Final = _metric("otel_llm.request.slo")
 ERRORS: Final = _metric("otel_llm.telemetry.errors")
 EXPORTED: Final = _metric("otel_llm.telemetry.exported")
 DROPPED: Final = _metric("otel_llm.telemetry.dropped")
+CAPPED: Final = _metric("otel_llm.telemetry.capped")
+
+_REQUESTS: Final = _metric("otel_llm.engine.requests")
+WAITING: Final = _REQUESTS.where("otel_llm.state", "waiting")
+RUNNING: Final = _REQUESTS.where("otel_llm.state", "running")
+KV_CACHE: Final = _metric("otel_llm.engine.kv_cache.usage")
+LOOKED_UP: Final = _metric("otel_llm.engine.prefix_cache.queries")
+FOUND: Final = _metric("otel_llm.engine.prefix_cache.hits")
+PREEMPTIONS: Final = _metric("otel_llm.engine.preemptions")
+DRAFTED: Final = _metric("otel_llm.engine.speculation.drafted")
+ACCEPTED: Final = _metric("otel_llm.engine.speculation.accepted")
+BATCH: Final = _metric("otel_llm.engine.batch.size")
+STEP_TOKENS: Final = _metric("otel_llm.engine.step.tokens")
+STEP_DURATION: Final = _metric("otel_llm.engine.step.duration")
+COMPUTED_TOKENS: Final = _metric("otel_llm.engine.computed_tokens")
 
 _TOKENS: Final = _metric("otel_llm.request.tokens")
 INPUT_TOKENS: Final = _TOKENS.where("gen_ai.token.type", "input")
@@ -179,6 +211,8 @@ PHASE_LABEL: Final = label("otel_llm.phase")
 METHOD_LABEL: Final = label("otel_llm.network.method")
 CAUSE_LABEL: Final = label("otel_llm.slo.cause")
 MODEL_LABEL: Final = label("gen_ai.request.model")
+ENGINE_LABEL: Final = label("otel_llm.engine.index")
+RUN_LABEL: Final = label("otel_llm.run.id")
 
 INSTANCE: Final = ("instance", "service_instance_id")
 """What tells instances apart: the first on Prometheus, the second on VictoriaMetrics."""
@@ -192,6 +226,11 @@ def phase(name: str) -> Metric:
 def client_phase(name: str) -> Metric:
     """The time of clients' attempts in one part."""
     return CLIENT_PHASE.where("otel_llm.phase", name)
+
+
+def engine_requests() -> str:
+    """Requests that the engines hold by their own count; nothing where no engine tells."""
+    return f"{WAITING.average()} + {RUNNING.average()}"
 
 
 def share_by_phase() -> str:

@@ -17,7 +17,8 @@ from otel_llm.engine_instruments import ENGINE_INSTRUMENTS
 from otel_llm.instrument_rows import LATENCY_SECONDS, TOKEN_SECONDS, Attribute, Instrument
 from otel_llm.timeline import PHASES
 
-__all__ = ["ATTRIBUTES", "CLIENT_SPAN", "INSTRUMENTS", "PHASE_SPAN", "REQUEST_SPAN", "SCOPE", "Attribute", "Instrument"]
+__all__ = ["ATTRIBUTES", "CLIENT_SPAN", "INSTRUMENTS", "PHASE_SPAN", "REQUEST_SPAN", "RESOURCE", "SCOPE"]
+__all__ += ["Attribute", "Instrument"]
 
 SCOPE: Final = "otel_llm"
 """Instrumentation scope of all telemetry."""
@@ -84,6 +85,8 @@ ATTRIBUTES: Final = {
             ("anchored",),
         ),
         Attribute("otel_llm.engine.draft_time", "double", "Seconds in which an assistant model drafted tokens."),
+        Attribute("otel_llm.device.wait.prefill", "double", "Seconds of prefill in which the host awaited the device."),
+        Attribute("otel_llm.device.wait.decode", "double", "Seconds of decode in which the host awaited the device."),
         Attribute(
             "otel_llm.network.duration",
             "double",
@@ -107,6 +110,13 @@ ATTRIBUTES: Final = {
         Attribute("otel_llm.signal", "string", "Kind of telemetry.", ("spans", "metrics")),
     )
 }
+
+RESOURCE: Final = {
+    "otel_llm.run.id": Attribute(
+        "otel_llm.run.id", "string", "A run of a load test, set in `OTEL_RESOURCE_ATTRIBUTES`."
+    )
+}
+"""Attributes of the resource that the dashboards know."""
 
 _REQUEST: Final = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
 
@@ -260,6 +270,8 @@ REQUEST_SPAN: Final = (
     "otel_llm.engine.accepted_tokens",
     "otel_llm.engine.clock",
     "otel_llm.engine.draft_time",
+    "otel_llm.device.wait.prefill",
+    "otel_llm.device.wait.decode",
     "otel_llm.network.duration",
     "otel_llm.network.method",
     "otel_llm.network.peer_limited",

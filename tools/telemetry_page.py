@@ -64,6 +64,10 @@ def _attributes() -> Iterable[str]:
     for row in ATTRIBUTES.values():
         values = ", ".join(f"`{value}`" for value in row.values)
         yield f"| `{row.name}` | {row.type} | {values} | {row.description} |"
+    yield "\nOf the resource, the dashboards know these beside the name of the service and its instance:\n"
+    yield "| name | what |\n|---|---|"
+    for row in conventions.RESOURCE.values():
+        yield f"| `{row.name}` | {row.description} |"
     yield ""
 
 

@@ -22,6 +22,7 @@ from otel_llm.client_timeline import CLIENT_PHASES
 from otel_llm.timeline import PHASES, UNSPLIT
 
 INSTANCES = 2
+RUN_ID = "baseline"
 NOWHERE = "http://127.0.0.1:1/v1/traces"
 SECONDS = 6.0
 REST = workload.REQUESTS[workload.FIRST :]
@@ -75,6 +76,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         environment.update(
             PYTHONPATH=str(ROOT),
             OTEL_SERVICE_NAME="workload",
+            OTEL_RESOURCE_ATTRIBUTES=f"otel_llm.run.id={RUN_ID}",
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.grpc,
             OTEL_METRIC_EXPORT_INTERVAL="3600000",  # it exports by itself
         )
@@ -125,11 +127,26 @@ def test_stack_of_client_parts_is_the_mean_of_the_attempts(run: Run) -> None:
 def test_requests_in_flight_are_rate_times_mean_time(run: Run) -> None:
     rate = run.whole(front_page("Requests/s", "requests/s"))
     mean = TICKS * sum(request.total for request in REST) / len(REST)
-    in_flight = run.whole(front_page("Requests in flight by phase", "all, from durations"))
-    assert in_flight == pytest.approx(rate * mean, rel=run.precision)
-    phases = (*PHASES, UNSPLIT)
-    stack = sum(run.whole(front_page("Requests in flight by phase", phase)) for phase in phases)
-    assert stack == pytest.approx(in_flight, rel=run.precision)
+    stack = sum(run.whole(front_page("Requests in flight by phase", phase)) for phase in (*PHASES, UNSPLIT))
+    assert stack == pytest.approx(rate * mean, rel=run.precision)
+
+
+def test_gauges_of_engines_add_up(run: Run) -> None:
+    gauge = run.whole(front_page("Requests in flight by phase", "the engine's own count"))
+    assert gauge == INSTANCES * (workload.RUNNING + workload.WAITING)
+    assert run.whole(expression("otel-llm-queue", "KV cache in use", "KV cache")) == workload.KV_CACHE_USAGE
+
+
+def test_steps_of_the_engine_are_exact(run: Run) -> None:
+    steps = sum(request.output_tokens for request in REST)
+    computed = sum(request.prompt_tokens - request.cached_tokens for request in REST)
+    tokens = run.whole(expression("otel-llm-queue", "Tokens per step and requests per step", "tokens"))
+    assert tokens == pytest.approx((computed + steps) / steps, rel=run.precision)
+    assert run.whole(expression("otel-llm-queue", "Drafted tokens that were kept", "kept")) == pytest.approx(
+        0.75, rel=run.precision
+    )
+    hits = run.whole(expression("otel-llm-caches", "Hit share: engine and requests", "engine"))
+    assert hits == pytest.approx(run.whole(expression("otel-llm-caches", "Hit share", "hit share")), rel=run.precision)
 
 
 @pytest.mark.parametrize(
@@ -184,12 +201,14 @@ def test_the_largest_phase_is_named(run: Run) -> None:
 def test_services_and_instances_have_their_labels(run: Run) -> None:
     """As the variables and legends of the dashboards expect them on either database."""
     series = run.backend.select(
-        "count by (job, instance, service_name, service_instance_id) (gen_ai_server_request_duration_seconds_count)"
+        "count by (job, instance, service_name, service_instance_id, otel_llm_run_id) "
+        "(gen_ai_server_request_duration_seconds_count)"
     )
     found = [dict(labels) for labels in series]
     assert len({labels["service_instance_id"] for labels in found}) == len(found) == INSTANCES
     for labels in found:
         assert labels["service_name"] == "workload"
+        assert labels["otel_llm_run_id"] == RUN_ID
         given = {"job": "workload", "instance": labels["service_instance_id"]}
         assert labels.items() >= given.items() if run.database == "prometheus" else not labels.keys() & given.keys()
 

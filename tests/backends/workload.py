@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from typing import NamedTuple
 import otel_llm
 from otel_llm import instrumentation
 from otel_llm.client_timeline import ClientTimeline
+from otel_llm.engine_state import EngineState, EngineStep
 from otel_llm.instrumentation import begin_client, emit
 from otel_llm.pairing import ServerTiming
+from otel_llm.recording import TokenGaps
 from otel_llm.timeline import Timeline, wall_offset
 
 TICK = 15_625_000
@@ -28,6 +31,7 @@ TICK = 15_625_000
 
 MODEL = "tiny"
 TTFT_TARGET, TPOT_TARGET = 0.5, 0.05
+RUNNING, WAITING, KV_CACHE_USAGE = 3, 5, 0.25
 EXPORT_SECONDS = 0.5
 
 
@@ -163,8 +167,33 @@ class Request:
         )
 
 
+def tell(request: Request) -> None:
+    """What the engine says of itself around the request, in as many steps as it has output tokens."""
+    step = request.decode * TICK / 1e9 / request.output_tokens
+    emit(TokenGaps("vllm", MODEL, Counter({step: request.output_tokens - 1})))
+    for number in range(request.output_tokens):
+        prompt = 0 if number else request.prompt_tokens - request.cached_tokens
+        emit(EngineStep("vllm", MODEL, 0, 1, prompt + 1, prefill_tokens=prompt, duration=step))
+    emit(
+        EngineState(
+            engine="vllm",
+            model=MODEL,
+            running=RUNNING,
+            waiting=WAITING,
+            kv_cache_usage=KV_CACHE_USAGE,
+            sleep_level=0,
+            prefix_cache_queries=request.prompt_tokens,
+            prefix_cache_hits=request.cached_tokens,
+            preemptions=1,
+            drafted=4,
+            accepted=3,
+        )
+    )
+
+
 def call(request: Request) -> None:
     """A client's attempt that leads to the request."""
+    tell(request)
     ended = time.monotonic_ns()
     timeline = request.client_timeline(ended)
     span = begin_client("chat", MODEL, timeline.started + timeline.wall_offset)

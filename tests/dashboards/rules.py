@@ -15,11 +15,11 @@ import promql_parser
 from panel_rules import Dashboard, data_source, exemplars, layout, stacking, targets, top_level, xy_charts
 from promql import Found, bare, expression, grouping, metrics, parsed, walk
 
-from otel_llm.conventions import ATTRIBUTES
+from otel_llm.conventions import ATTRIBUTES, RESOURCE
 
 Rule = Callable[[Dashboard], list[str]]
 
-TARGET_LABELS: Final = {"job", "instance", "le", "service_instance_id"}
+TARGET_LABELS: Final = {"job", "instance", "le", "service_instance_id", *(name.replace(".", "_") for name in RESOURCE)}
 CLIENT_PAGES: Final = {"otel-llm-network": "client_"}
 """Dashboards of clients: their services are not the servers', so the variables have a prefix."""
 FIXED_WINDOWS: Final = {"otel-llm-slo"}
@@ -113,17 +113,20 @@ def bounds(dashboard: Dashboard) -> list[str]:
 
 
 def rates(dashboard: Dashboard) -> list[str]:
-    """8. A bare counter only grows, and a fixed window is empty or blunt at other zooms."""
+    """8. A bare counter only grows, a gauge has no rate, and a fixed window is empty or blunt at other zooms."""
     faults = []
     for where, found in nodes(dashboard, promql_parser.VectorSelector):
         if not found.around or not isinstance(found.around[-1], promql_parser.MatrixSelector):
-            faults.append(f"{where}: {found.node.name} without rate")
+            faults.append(f"{where}: {found.node.name} without a window")
     for where, found in nodes(dashboard, promql_parser.MatrixSelector):
         if found.node.range.total_seconds() != 61 and dashboard["uid"] not in FIXED_WINDOWS:
             faults.append(f"{where}: window {found.node.range}")
         *_, outer, call = (None, *found.around)
-        if not isinstance(call, promql_parser.Call) or call.func.name not in ("rate", "increase"):
-            faults.append(f"{where}: no rate around {found.node}")
+        instrument = metrics().get(found.node.vector_selector.name)
+        gauge = instrument is not None and instrument.kind == "observable_gauge"
+        allowed = ("avg_over_time",) if gauge else ("rate", "increase")
+        if not isinstance(call, promql_parser.Call) or call.func.name not in allowed:
+            faults.append(f"{where}: none of {allowed} around {found.node}")
         elif not isinstance(outer, promql_parser.AggregateExpr):
             faults.append(f"{where}: rate that is not aggregated")
     return faults

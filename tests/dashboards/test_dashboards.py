@@ -7,9 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import promql
+import promql_parser
 import pytest
 import rules
 
@@ -20,6 +23,12 @@ FOLDER = ROOT / "grafana-dashboards"
 FILES = sorted((FOLDER / "json").glob("*.json"))
 DASHBOARDS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 FRONT_PAGE = "otel-llm-latency-throughput"
+SHOWN = {
+    promql.metrics()[found.node.name].name
+    for dashboard in DASHBOARDS.values()
+    for _, found in rules.nodes(dashboard, promql_parser.VectorSelector)
+}
+"""Instruments that a query reads."""
 
 
 def test_rule_1_files_are_what_the_program_builds(tmp_path: Path) -> None:
@@ -70,6 +79,7 @@ def query(expr: str) -> Callable[[rules.Dashboard], None]:
 
 FILTERS = 'job=~"$job", instance=~"$instance", gen_ai_provider_name=~"$engine", gen_ai_request_model=~"$model"'
 TTFT = "gen_ai_server_time_to_first_token_seconds"
+KV_CACHE = "otel_llm_engine_kv_cache_usage"
 FAULTS: list[tuple[rules.Rule, Callable[[rules.Dashboard], Any]]] = [
     (rules.top_level, lambda d: d.update(id=7)),
     (rules.top_level, lambda d: d.update(__inputs=[])),
@@ -93,6 +103,8 @@ FAULTS: list[tuple[rules.Rule, Callable[[rules.Dashboard], Any]]] = [
     (rules.rates, query(f"sum({TTFT}_count{{{FILTERS}}})")),
     (rules.rates, query(f"rate({TTFT}_count{{{FILTERS}}}[$__rate_interval])")),
     (rules.rates, query(f"sum(deriv({TTFT}_count{{{FILTERS}}}[$__rate_interval]))")),
+    (rules.rates, query(f"sum(rate({KV_CACHE}{{{FILTERS}}}[$__rate_interval]))")),
+    (rules.rates, query(f"sum({KV_CACHE}{{{FILTERS}}})")),
     (rules.quantiles, query(f"histogram_quantile(0.9, sum(rate({TTFT}_bucket{{{FILTERS}}}[$__rate_interval])))")),
     (rules.quantiles, query(f"histogram_quantile(0.9, sum by (le) (rate({TTFT}_sum{{{FILTERS}}}[$__rate_interval])))")),
     (rules.quantiles, query(f"avg(histogram_quantile(0.9, sum by (le) (rate({TTFT}_bucket[$__rate_interval]))))")),
@@ -126,6 +138,18 @@ def test_rule_finds_the_fault(rule: rules.Rule, spoil: Callable[[rules.Dashboard
 
 def test_every_rule_is_shown_to_find_something() -> None:
     assert {rule for rule, _ in FAULTS} == set(rules.RULES)
+
+
+@pytest.mark.parametrize("name", [name for name, row in INSTRUMENTS.items() if row.name in SHOWN])
+def test_rule_6_finds_a_rename_in_the_conventions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6. Until the dashboards are built again, no query may name what is no longer declared."""
+    rows = {key: row if key != name else replace(row, name=f"{name}.renamed") for key, row in INSTRUMENTS.items()}
+    monkeypatch.setattr(promql, "INSTRUMENTS", rows)
+    assert any(rules.names(dashboard) for dashboard in DASHBOARDS.values())
+
+
+def test_every_instrument_is_shown_but_these() -> None:
+    assert {row.name for row in INSTRUMENTS.values()} - SHOWN == {"otel_llm.engine.sleep_level"}
 
 
 def test_rule_14_no_unit_is_translated_in_two_ways() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from otel_llm.conventions import ATTRIBUTES
+from otel_llm.conventions import ATTRIBUTES, RESOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAFANA = ROOT / "integrations" / "grafana"
@@ -68,6 +68,7 @@ def test_dashboards_are_read_from_where_they_are_mounted() -> None:
 def test_prometheus_is_given_names_that_the_dashboards_use() -> None:
     config = read(GRAFANA / "prometheus.yml")
     assert config["otlp"]["translation_strategy"] == "UnderscoreEscapingWithSuffixes"
+    assert config["otlp"]["promote_resource_attributes"] == list(RESOURCE)
     assert "--web.enable-otlp-receiver" in services(COMPOSE[0])["prometheus"]["command"]
 
 

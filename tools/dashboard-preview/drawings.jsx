@@ -35,7 +35,8 @@ export function XYChart({ panel, found, width, height }) {
   const override = (name, id) => panel.fieldConfig.overrides
     .find((one) => one.matcher.options === name)?.properties.find((property) => property.id === id)?.value;
   // As joinByField does with mode inner: only the times that every query has.
-  const joined = [...byLegend.values()].map((one) => new Set((one?.values ?? []).map(([at]) => at)));
+  const inner = panel.transformations[0].options.mode === 'inner';
+  const joined = (inner ? [...byLegend.values()] : []).map((one) => new Set((one?.values ?? []).map(([at]) => at)));
   const curves = panel.options.series.map((curve) => {
     const [xName, yName] = [curve.x.matcher.options, curve.y.matcher.options];
     const xs = new Map(byLegend.get(xName)?.values ?? []);
