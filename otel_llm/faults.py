@@ -65,6 +65,11 @@ class Breaker:
         self.seen = 0
         self.closed = True
 
+    @property
+    def reason(self) -> str:
+        """Why the hooks are off, empty while they are not."""
+        return "" if self.closed else f"switched off after {self.seen} errors"
+
     def swallow(self, place: str, error: Exception) -> None:
         """Count one error; the last one allowed opens the breaker and says so."""
         swallow(f"{self.engine}.{place}", error)

@@ -203,10 +203,10 @@ def status() -> Status:
 
 def _hooks_of(patcher: Patcher) -> EngineStatus:
     return EngineStatus(
-        state=patcher.state,
+        state=patcher.state if patcher.breaker.closed else "failed",
         version=getattr(sys.modules.get(patcher.engine.package), "__version__", None),
         hooks=patcher.wrapped,
-        reason=patcher.reason,
+        reason=patcher.reason or patcher.breaker.reason,
     )
 
 

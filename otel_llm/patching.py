@@ -274,7 +274,7 @@ def _driver(hook: Hook, original: Any, breaker: faults.Breaker) -> Callable[...,
             next(steps)
         except Exception as error:
             breaker.swallow(place, error)
-            return wrapped(*args, **kwargs)
+            return wrapped(*call.args, **call.kwargs)  # an iterator may have been read and replaced
         try:
             value = wrapped(*call.args, **call.kwargs)
         except BaseException as error:

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from otel_llm import faults
 
+Swallow = Callable[[str, Exception], None]
+"""Takes the place and the error; that of an engine counts for its breaker as well."""
+
 
 class Watcher(Protocol):
     """What is told; ``ended`` may be called more than once."""
@@ -32,9 +35,10 @@ class _Stream:
 
     _inner: Any
 
-    def __init__(self, inner: Any, watcher: Watcher) -> None:
+    def __init__(self, inner: Any, watcher: Watcher, swallow: Swallow = faults.swallow) -> None:
         self._inner = inner
         self._watcher = watcher
+        self._swallow = swallow
         self._started = False
 
     def _start(self) -> None:
@@ -42,19 +46,19 @@ class _Stream:
         try:
             self._watcher.started()
         except Exception as fault:
-            faults.swallow("stream.started", fault)
+            self._swallow("stream.started", fault)
 
     def _item(self, value: Any) -> None:
         try:
             self._watcher.item(value)
         except Exception as fault:
-            faults.swallow("stream.item", fault)
+            self._swallow("stream.item", fault)
 
     def _end(self, error: BaseException | None) -> None:
         try:
             self._watcher.ended(error)
         except Exception as fault:
-            faults.swallow("stream.ended", fault)
+            self._swallow("stream.ended", fault)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -68,8 +72,8 @@ class _Stream:
 class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
     """An asynchronous generator, watched."""
 
-    def __init__(self, inner: AsyncGenerator[Any, Any], watcher: Watcher) -> None:
-        super().__init__(inner, watcher)
+    def __init__(self, inner: AsyncGenerator[Any, Any], watcher: Watcher, swallow: Swallow = faults.swallow) -> None:
+        super().__init__(inner, watcher, swallow)
         self._advance, self._tell = inner.__anext__, watcher.item
 
     def __aiter__(self) -> AsyncStream:
@@ -90,7 +94,7 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
         try:
             self._tell(value)
         except Exception as fault:
-            faults.swallow("stream.item", fault)
+            self._swallow("stream.item", fault)
         return value
 
     def asend(self, value: Any) -> Coroutine[Any, Any, Any]:

@@ -31,12 +31,12 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         chat = str(call.get("request_id")).startswith(("chatcmpl", "resp_"))
         request = Request(call, probe, "chat" if chat else "text_completion")
         returned = yield
-        return None if returned.error else AsyncStream(returned.value, request)
+        return None if returned.error else AsyncStream(returned.value, request, probe.breaker.swallow)
 
     def encode(call: Call) -> Steps:
         request = Request(call, probe, pooling_operation(call.get("pooling_params")) or "embeddings")
         returned = yield
-        return None if returned.error else AsyncStream(returned.value, request)
+        return None if returned.error else AsyncStream(returned.value, request, probe.breaker.swallow)
 
     def submit(call: Call) -> Steps:
         submitted, request = time.monotonic_ns(), current.get()

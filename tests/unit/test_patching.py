@@ -165,6 +165,20 @@ def test_arguments_can_be_replaced_however_they_were_passed() -> None:
 
 
 @pytest.mark.expects_faults
+def test_an_iterator_that_a_failing_hook_has_read_still_reaches_the_host() -> None:
+    """Seen to fail with the arguments as they came: the host found them empty."""
+
+    def body(call: Call) -> Any:
+        call.replace("a", tuple(call.get("a")))
+        raise RuntimeError("after it was read")
+        yield
+
+    armed = patcher(hook("Host.method", body))
+    assert Host().method(iter([1, 2])) == ((1, 2), 2)  # type: ignore[arg-type,comparison-overlap]
+    armed.undo()
+
+
+@pytest.mark.expects_faults
 def test_hooks_switch_themselves_off_after_too_many_errors(caplog: pytest.LogCaptureFixture) -> None:
     def body(_call: Call) -> Any:
         raise RuntimeError
