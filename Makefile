@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 recipe := scripts/environment.sh pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-backends lint test-link versions test-versions test-soak format clean
+.PHONY: help demo test test-backends lint versions test-versions test-soak format clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -30,9 +30,6 @@ lint: $(VENV)/.test ## Style and types: ruff, mypy --strict, pyright
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/pyright
-
-test-link: $(VENV)/.test ## Network time over links with known delays; wants a machine that does nothing else
-	$(bin)/python -m pytest -m link tests/network
 
 versions: $(VENV)/.test ## Hold the hooks to the sources of every engine version that is claimed (downloads their wheels)
 	$(bin)/python tools/versions.py

@@ -33,7 +33,6 @@ def instrumented() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expects_faults: errors of our own are injected here")
-    config.addinivalue_line("markers", "link: measures over a link with known delays, by `make test-link` only")
     config.addinivalue_line("markers", "soak: thousands of requests, by `make test-soak` only")
     config.addinivalue_line("markers", "slow: by `make test-faults` only")
     for engine in ("vllm", "transformers"):

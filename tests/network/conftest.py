@@ -57,8 +57,8 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Receiver]]:
-    """A real vLLM server that tells its times to clients that ask: its port, and what it exports."""
+def needs_vllm() -> None:
+    """A missing engine is a visible skip, and with OTEL_LLM_REQUIRE_ENGINES=1 a failure."""
     try:
         import aiohttp  # noqa: F401 - the demo's server needs it
         import vllm  # noqa: F401 - is it installed at all?
@@ -66,6 +66,11 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Receiv
         if os.environ.get("OTEL_LLM_REQUIRE_ENGINES") == "1":
             pytest.fail(str(missing), pytrace=False)
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def vllm(needs_vllm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Receiver]]:
+    """A real vLLM server that tells its times to clients that ask: its port, and what it exports."""
     from otel_llm.demo import tiny_model
     from otel_llm.demo.server import Server
 

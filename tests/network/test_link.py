@@ -14,7 +14,7 @@ from otel_llm.client_timeline import ClientTimeline
 from otel_llm.demo.server import MODEL
 from otel_llm.report.receiver import Receiver
 
-pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.link]
+pytestmark = pytest.mark.usefixtures("quiet")
 
 PROMPT = {"model": MODEL, "prompt": "A request waits", "max_tokens": 16, "ignore_eos": True}
 ROUNDS = 5
