@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import otel_llm
 from otel_llm.config import Settings
 from otel_llm.pipeline.providers import Pipeline
-from otel_llm.streams import AsyncStream
+from otel_llm.streams import watched_async
 from otel_llm.telemetry.context import capture
 from otel_llm.telemetry.recorder import Recorder
 from otel_llm.timeline import Timeline
@@ -92,7 +92,7 @@ async def items() -> AsyncIterator[Item]:
 
 def per_token(watched: bool) -> float:
     async def read() -> None:
-        async for _ in AsyncStream(items(), Watcher()) if watched else items():  # type: ignore[arg-type] # an iterator is enough here
+        async for _ in watched_async(items(), Watcher()) if watched else items():
             pass
 
     begin = time.thread_time_ns()

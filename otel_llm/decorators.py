@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from otel_llm import edge, faults, outlet
 from otel_llm.recording import Recording
-from otel_llm.streams import AsyncStream, SyncStream
+from otel_llm.streams import watched, watched_async
 from otel_llm.timeline import Timeline, ending
 
 P = ParamSpec("P")
@@ -206,8 +206,8 @@ def measured(
         @functools.wraps(function)
         def stream(*args: P.args, **kwargs: P.kwargs) -> Any:
             inner: Any = function(*args, **kwargs)
-            kind = AsyncStream if inspect.isasyncgenfunction(function) else SyncStream
-            return inner if outlet.active is None else kind(inner, _Items(begin(), count))
+            watch = watched_async if inspect.isasyncgenfunction(function) else watched
+            return inner if outlet.active is None else watch(inner, _Items(begin(), count))
 
         if inspect.iscoroutinefunction(function):
             return cast("Callable[P, R]", coroutine)

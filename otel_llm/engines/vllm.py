@@ -19,7 +19,7 @@ from otel_llm.engines._vllm_request import Request, current, pooling_operation, 
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Call, Engine, Hook, Probe, Returned
-from otel_llm.streams import AsyncStream
+from otel_llm.streams import watched_async
 from otel_llm.timeline import nanoseconds
 
 Steps = Generator[None, Returned, Any]
@@ -31,12 +31,12 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         chat = str(call.get("request_id")).startswith(("chatcmpl", "resp_"))
         request = Request(call, probe, "chat" if chat else "text_completion")
         returned = yield
-        return None if returned.error else AsyncStream(returned.value, request, probe.breaker.swallow)
+        return None if returned.error else watched_async(returned.value, request, probe.breaker.swallow)
 
     def encode(call: Call) -> Steps:
         request = Request(call, probe, pooling_operation(call.get("pooling_params")) or "embeddings")
         returned = yield
-        return None if returned.error else AsyncStream(returned.value, request, probe.breaker.swallow)
+        return None if returned.error else watched_async(returned.value, request, probe.breaker.swallow)
 
     def submit(call: Call) -> Steps:
         submitted, request = time.monotonic_ns(), current.get()
