@@ -115,12 +115,12 @@ def answer(connection: socket.socket) -> bytes:
     return top + b"\r\n\r\n" + rest
 
 
-KINDS = [{"http": http, "loop": loop} for http, loop in itertools.product(("httptools", "h11"), ("asyncio", "uvloop"))]
+KINDS = [{"http": http, "loop": loop} for http, loop in itertools.product(("httptools", "h11", "zttp"), ("asyncio", "uvloop"))]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind['http']}-{kind['loop']}")
-def kind(request: pytest.FixtureRequest) -> dict[str, str]:
-    pytest.importorskip("httptools" if request.param["http"] == "httptools" else "h11")
+def kind(request: pytest.FixtureRequest, quiet: None) -> dict[str, str]:
+    pytest.importorskip(request.param["http"])
     if request.param["loop"] == "uvloop":
         pytest.importorskip("uvloop")
     return request.param
