@@ -105,7 +105,7 @@ def _hooks(package: str) -> Iterator[Hook]:
     for name in engines.names():
         engine = engines.load(name)
         if engine.package == package:
-            rows = engine.hooks(Probe(nothing, nothing, nothing, Breaker(name)))
+            rows = engine.hooks(Probe(nothing, nothing, nothing, Breaker(name), step_detail=True))
             yield from (hook for hook in rows if hook.module.split(".")[0] not in sys.stdlib_module_names)
 
 
