@@ -115,7 +115,8 @@ def answer(connection: socket.socket) -> bytes:
     return top + b"\r\n\r\n" + rest
 
 
-KINDS = [{"http": http, "loop": loop} for http, loop in itertools.product(("httptools", "h11", "zttp"), ("asyncio", "uvloop"))]
+PROTOCOLS, LOOPS = ("httptools", "h11", "zttp"), ("asyncio", "uvloop")
+KINDS = [{"http": http, "loop": loop} for http, loop in itertools.product(PROTOCOLS, LOOPS)]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind['http']}-{kind['loop']}")
