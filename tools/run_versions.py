@@ -26,7 +26,9 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- made by tools/run_versions.py -->\n", "<!-- end -->\n"
 
 RUN = ("0.27.1", "0.30.0", "0.32.0")
-TESTS = ("tests/engines/test_vllm_offline.py", "tests/engines/test_vllm_async.py", "tests/engines/test_vllm_paths.py")
+TESTS = tuple(
+    f"tests/engines/test_vllm_{name}.py" for name in ("offline", "async", "paths", "pooling", "beside_tracing")
+)
 BUILDS = ("torch", "torchaudio", "torchvision", "torchcodec", "triton")
 """Never fetched: the CPU build of torch serves all, the others break it."""
 

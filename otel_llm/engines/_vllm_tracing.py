@@ -23,7 +23,8 @@ _asked: bool | None = None
 def engine_starts(vllm_config: Any) -> None:
     """Note whether the user asked vLLM for traces, before the spans of its start-up."""
     global _asked
-    _asked = getattr(vllm_config.observability_config, "otlp_traces_endpoint", None) is not None
+    observability = getattr(vllm_config, "observability_config", None)
+    _asked = getattr(observability, "otlp_traces_endpoint", None) is not None
 
 
 def sampling(state: Any) -> dict[str, Any]:

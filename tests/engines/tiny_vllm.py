@@ -42,3 +42,51 @@ def classifier(model: Path, folder: Path) -> Path:
         torch.manual_seed(3)
         Qwen2ForSequenceClassification(config).save_pretrained(folder)
     return folder
+
+
+def llava(model: Path, folder: Path) -> Path:
+    """The same text model behind a vision tower with four patches to an image."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        Qwen2Config,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    text = Qwen2Config.from_pretrained(model, vocab_size=len(tokenizer), dtype="float32")
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=64,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+        dtype="float32",
+    )
+    pictures = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        LlavaForConditionalGeneration(config).save_pretrained(folder)
+    LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
