@@ -19,6 +19,7 @@ SLO_TPOT: Final = "OTEL_LLM_SLO_TPOT"
 PUBLIC_ENDPOINT: Final = "OTEL_LLM_PUBLIC_ENDPOINT"
 TIMING: Final = "OTEL_LLM_TIMING"
 STEP_DETAIL: Final = "OTEL_LLM_STEP_DETAIL"
+DEVICE_TIMING: Final = "OTEL_LLM_DEVICE_TIMING"
 SAMPLED_PER_SECOND: Final = "OTEL_LLM_SAMPLED_PER_SECOND"
 
 SAMPLED_DEFAULT: Final = 100.0
@@ -50,6 +51,8 @@ class Settings:
     """Tell a client that asks for it where the time of its request went. ``OTEL_LLM_TIMING``."""
     step_detail: bool = False
     """Measure each step of an engine: its duration, and its tokens by phase. ``OTEL_LLM_STEP_DETAIL``."""
+    device_timing: bool = False
+    """Ask the device, by events, how long the host waited for it. ``OTEL_LLM_DEVICE_TIMING``."""
     sampled_per_second: float = SAMPLED_DEFAULT
     """Requests per second and process that may have spans. ``OTEL_LLM_SAMPLED_PER_SECOND``; ``inf`` lifts the cap."""
 
@@ -76,8 +79,14 @@ class Settings:
             public_endpoint=flag(PUBLIC_ENDPOINT, environment),
             timing=flag(TIMING, environment),
             step_detail=flag(STEP_DETAIL, environment),
+            device_timing=flag(DEVICE_TIMING, environment),
             sampled_per_second=_cap(environment),
         )
+
+    @property
+    def details(self) -> tuple[bool, bool]:
+        """What engines are to measure beyond the default, in the order of ``patching.Probe``."""
+        return self.step_detail, self.device_timing
 
 
 def flag(name: str, environment: Mapping[str, str] = os.environ) -> bool:

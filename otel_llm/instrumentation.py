@@ -166,7 +166,7 @@ def instrument(
         process_exit.arm(_shutdown)
         edges = [room.load(name) for room in (servers, clients) for name in room.names()]
         for row in (*rows, *edges, _UVICORN_EXIT):
-            active.patchers[row.name] = patcher = Patcher(row, emit, capture, ready, settings.step_detail)
+            active.patchers[row.name] = patcher = Patcher(row, emit, capture, ready, *settings.details)
             patcher.arm()
 
 

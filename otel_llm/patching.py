@@ -41,7 +41,8 @@ class Probe(NamedTuple):
     breaker: faults.Breaker
     """Swallows what a replacement, which the driver does not guard, must not raise."""
     step_detail: bool = False
-    """Whether an engine's steps are wanted in detail, with their duration."""
+    device_timing: bool = False
+    """Whether steps are wanted in detail, with their duration; whether the device is asked for time, by events."""
 
 
 class Call:
@@ -138,11 +139,11 @@ State = Literal["off", "armed", "applied", "failed"]
 class Patcher:
     """The hooks of one engine in this process."""
 
-    def __init__(self, engine: Engine, emit: Emit, capture: Capture, ready: Ready, step_detail: bool = False) -> None:
+    def __init__(self, engine: Engine, emit: Emit, capture: Capture, ready: Ready, *details: bool) -> None:
         self.engine, self.breaker = engine, faults.Breaker(engine.name)
         self.state: State = "off"
         self.reason = ""
-        self.probe = Probe(emit, capture, ready, self.breaker, step_detail)
+        self.probe = Probe(emit, capture, ready, self.breaker, *details)
         self._hooks = engine.hooks(self.probe)
         self._patches: list[Patch] = []
         self._wrapped: list[str] = []

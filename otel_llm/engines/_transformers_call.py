@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
 
+from otel_llm.engines import _transformers_device
 from otel_llm.engines._transformers_loop import Counts, Kind, Loop
 from otel_llm.engines._transformers_model import model_name, operation, writes_text
 from otel_llm.engines._transformers_pipeline import scope
@@ -30,6 +31,8 @@ class Generation(Recording):
         """Of the running or last loop; of a custom one that has no decoding method."""
         self.muted = False
         """While another ``generate`` runs inside this one."""
+        self.device: _transformers_device.Device | None = None
+        """Of the running or last loop, where device timing is on."""
         self.draft = 0
         """Nanoseconds in the ``generate`` of assistants."""
         given = call.get("input_ids") if call.get("inputs") is None else call.get("inputs")
@@ -38,7 +41,7 @@ class Generation(Recording):
         """Whether a row of ids is a text: codes of sound have rows and lengths of other meaning."""
         self._custom = call.get("custom_generate") is not None
         self._loops: list[Loop] = []
-        self._breaker = probe.breaker
+        self._breaker, self._device_timing = probe.breaker, probe.device_timing
         super().__init__(
             probe.emit,
             engine="transformers",
@@ -60,6 +63,8 @@ class Generation(Recording):
         loop = Loop(call, kind, self._given)
         self._loops.append(loop)
         self.loop, self.stamps = loop, loop.stamps
+        # A beam search launches more after the last moment at which it is seen.
+        self.device = _transformers_device.of(call.instance) if self._device_timing and kind != "beam" else None
         return loop
 
     def ended(self, error: BaseException | None) -> None:
@@ -95,6 +100,8 @@ class Generation(Recording):
             marks["finish_reasons"] = loops[0].finish_reasons(rows)
             if len(rows) > 1:
                 marks["samples"] = self._samples(loops[0], counts[0].prompts, rows)
+        if len(loops) == 1 and self.device is not None and not loops[0].deferred:
+            marks["attributes"] = {**marks.get("attributes", {}), **self.device.attributes()}
         return marks
 
     def _seen(self, counts: list[Counts]) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             try:
                 generation = active()
                 if generation is not None and not generation.muted:
-                    generation.stamps.append(now())
+                    generation.stamps.append(stamp := now())
+                    if generation.device is not None:
+                        generation.device.synchronised(stamp)
             except Exception as error:
                 breaker.swallow("_has_unfinished_sequences", error)
             return unfinished
@@ -93,8 +95,11 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             try:
                 generation = active()
                 loop = None if generation is None else generation.loop
-                if loop is not None and loop.done is not None and loop.criteria is self:
-                    loop.done.append(done)
+                if generation is not None and loop is not None and loop.criteria is self:
+                    if loop.done is not None:
+                        loop.done.append(done)
+                    if generation.device is not None:
+                        generation.device.launched()
             except Exception as error:
                 breaker.swallow("StoppingCriteriaList", error)
             return done

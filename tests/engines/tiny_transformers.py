@@ -57,10 +57,10 @@ class Seen(list[Timeline]):
 
 
 @contextmanager
-def watched() -> Iterator[Seen]:
+def watched(*details: bool) -> Iterator[Seen]:
     """The hooks in place, without any telemetry: what they emit is appended."""
     seen = Seen()
-    patcher = Patcher(ENGINE, seen.take, lambda **_: "caller", lambda: None)
+    patcher = Patcher(ENGINE, seen.take, lambda **_: "caller", lambda: None, *details)
     patcher.arm()
     assert patcher.state == "applied", patcher.reason
     try:

@@ -103,7 +103,14 @@ CASES = {
         wall_offset=WALL,
     ),
     "assisted": request(
-        engine="transformers", scheduled=0, submitted=None, attributes={"otel_llm.engine.draft_time": 0.2}
+        engine="transformers",
+        scheduled=0,
+        submitted=None,
+        attributes={
+            "otel_llm.engine.draft_time": 0.2,
+            "otel_llm.device.wait.prefill": 0.03,
+            "otel_llm.device.wait.decode": 0.4,
+        },
     ),
     "told_by_the_core": request(
         attributes={
