@@ -49,9 +49,9 @@ def main(model: str, result: str) -> None:
     ours, seen = provider()
     trace.set_tracer_provider(ours)
     otel_llm.instrument(engines=["vllm"])
-    llm = engine(model)
+    unasked = engine(model)
     stage("start, tracing not asked for", seen)
-    generate(llm)
+    generate(unasked)
     stage("request, tracing not asked for", seen)
     llm = engine(model, otlp_traces_endpoint="http://127.0.0.1:9")
     stage("start, tracing asked for", seen)
@@ -67,6 +67,7 @@ def main(model: str, result: str) -> None:
     stage("request, vLLM's provider", seen)
     stage("request, a provider of its own", elsewhere)
     Path(result).write_text(json.dumps(stages))
+    del unasked  # not before: it would take the groups of its successor with it
 
 
 if __name__ == "__main__":
