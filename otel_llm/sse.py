@@ -22,6 +22,9 @@ DONE: Final = b"[DONE]"
 ENDS: Final = tuple(DONE + line for line in (b"\n\n", b"\n", b"\r\n\r\n", b"\r\n", b""))
 """What the last bytes of such a stream are; cheaper to look for than the data anywhere."""
 
+BRACE: Final = b"}"
+"""Third from the end where any other event ends; cheaper to look for still."""
+
 
 def bears_token(event: bytes) -> bool:
     """

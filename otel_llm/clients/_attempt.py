@@ -54,9 +54,9 @@ class Attempt:
     """Stamps of one attempt. Its methods may raise: they are called through ``guard``."""
 
     __slots__ = (
-        "_about", "_answered", "_first", "_first_backlog", "_first_body", "_got", "_head", "_keep", "_looking",
-        "_offset", "_open", "_provider", "_server", "_span", "_status", "_stream", "_tail", "backlog", "headers",
-        "sent", "socket", "started",
+        "_about", "_answered", "_first", "_first_backlog", "_first_body", "_head", "_looking",
+        "_offset", "_open", "_provider", "_server", "_span", "_status", "_stream", "_tail", "backlog", "got", "headers",
+        "keep", "sent", "socket", "started",
     )  # fmt: skip
 
     def __init__(
@@ -85,14 +85,17 @@ class Attempt:
         self._first: int | None = None
         self._first_body: int | None = None
         self._server: pairing.ServerTiming | None = None
-        self._got = self._first_backlog = 0
+        self._first_backlog = 0
+        self.got = 0
+        """When the last part of the answer was handed over, 0 before."""
         self.backlog = 0
         """Nanoseconds by which the caller may have fallen behind."""
         self._stream = False
         self._looking = True
         self._head = b""
         self._tail: deque[bytes] = deque(maxlen=_TAIL)
-        self._keep = self._tail.append
+        self.keep = self._tail.append
+        """Takes a chunk that is as usual."""
         self._open = True
         self._span = out.begin_client(operation, self._about["model"], self.started + self._offset)
         self.headers: dict[str, str] = {pairing.ASK: "1"}
@@ -111,21 +114,26 @@ class Attempt:
 
     def answered(self, status: int, headers: Mapping[str, str], socket: Any) -> None:
         """The head of the answer is there."""
-        self._answered = self._got = time.monotonic_ns()
+        self._answered = self.got = time.monotonic_ns()
         self._status, self.socket = status, socket
         self._stream = headers.get("content-type", "").startswith("text/event-stream")
         self._server = pairing.from_header(headers.get(pairing.HEADER, ""))
 
+    @property
+    def usual(self) -> bool:
+        """Whether a chunk that ends an event and is asked for at once needs no more than ``keep``."""
+        return not self._looking and not self.backlog
+
     def took(self, asked: int, there: bool, data: bytes) -> None:
         """What the caller asked for at ``asked`` is handed over now. Called per chunk."""
         got = time.monotonic_ns()
-        held = asked - self._got
+        held = asked - self.got
         if got - asked > WAIT_NS and not there:
             self.backlog = 0  # who has to wait has caught up
         elif held > HELD_NS:
             self.backlog += held
-        self._got = got
-        self._keep(data)
+        self.got = got
+        self.keep(data)
         if self._looking:
             self._look(data, got)
         if data.endswith(_ENDS) and self._stream:
@@ -148,7 +156,7 @@ class Attempt:
         if not self._open:
             return
         self._open = False
-        now = self._got if self._got and error is None else time.monotonic_ns()
+        now = self.got if self.got and error is None else time.monotonic_ns()
         tail = b"".join(self._tail) if error is None else b""
         self._tail.clear()
         outcome, reason = self._outcome(error)
@@ -201,45 +209,51 @@ def there(attempt: Attempt) -> bool:
 
 def watched(inner: Iterator[bytes], attempt: Attempt) -> Generator[bytes, None, None]:
     """The body's chunks, unchanged."""
-    clock = time.monotonic_ns
+    clock, keep, held, brace = time.monotonic_ns, attempt.keep, HELD_NS, sse.BRACE[0]
+    asked, got, usual, ready = clock(), attempt.got, False, False
     try:
-        while True:
-            asked = clock()
-            ready = attempt.backlog > WAIT_NS and there(attempt)
-            try:
-                data = next(inner)
-            except StopIteration:
-                break
-            try:
-                attempt.took(asked, ready, data)
-            except Exception as error:
-                faults.swallow("client.took", error)
+        for data in inner:
+            if usual and asked - got <= held and len(data) > 2 and data[-3] == brace:
+                got = clock()
+                keep(data)
+            else:
+                attempt.got = got
+                guard(attempt.took, asked, ready, data)
+                got, usual = attempt.got, attempt.usual
             yield data
+            asked = clock()
+            if not usual:
+                ready = there(attempt)
     except BaseException as error:
+        attempt.got = got
         guard(attempt.ended, error)
         raise
+    attempt.got = got
     guard(attempt.ended, None)
 
 
 async def watched_async(inner: AsyncIterator[bytes], attempt: Attempt) -> AsyncGenerator[bytes, None]:
     """The body's chunks, unchanged."""
-    clock = time.monotonic_ns
+    clock, keep, held, brace = time.monotonic_ns, attempt.keep, HELD_NS, sse.BRACE[0]
+    asked, got, usual, ready = clock(), attempt.got, False, False
     try:
-        while True:
-            asked = clock()
-            ready = attempt.backlog > WAIT_NS and there(attempt)
-            try:
-                data = await inner.__anext__()
-            except StopAsyncIteration:
-                break
-            try:
-                attempt.took(asked, ready, data)
-            except Exception as error:
-                faults.swallow("client.took", error)
+        async for data in inner:
+            if usual and asked - got <= held and len(data) > 2 and data[-3] == brace:
+                got = clock()
+                keep(data)
+            else:
+                attempt.got = got
+                guard(attempt.took, asked, ready, data)
+                got, usual = attempt.got, attempt.usual
             yield data
+            asked = clock()
+            if not usual:
+                ready = there(attempt)
     except BaseException as error:
+        attempt.got = got
         guard(attempt.ended, error)
         raise
+    attempt.got = got
     guard(attempt.ended, None)
 
 

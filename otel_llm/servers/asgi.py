@@ -75,7 +75,7 @@ class Exchange:
             self._quick
             and not self._flow.write_paused
             and message.get("more_body")
-            and not (self._asked and message["body"].endswith(_ENDS))
+            and not (self._asked and message["body"][-3:-2] != sse.BRACE and message["body"].endswith(_ENDS))
         ):
             return self._send(message)
         return self._watched(message)
