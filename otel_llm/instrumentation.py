@@ -159,7 +159,7 @@ def instrument(
             faults.warn("instrument", "otel_llm: already instrumented, the second instrument() changes nothing")
             return
         settings = Settings.load(service_name=service_name, engines=engines, slo=slo)
-        rows = [_engine(name) for name in settings.engines or _engine_names()]
+        rows = [_engine(name) for name in (_engine_names() if settings.engines is None else settings.engines)]
         active = _Active(settings, tracer_provider, meter_provider)
         _active = active
         outlet.active = outlet.Outlet(emit, capture, begin_client, settings.timing)
@@ -227,8 +227,8 @@ def emit(said: Emission) -> None:
         edge = getattr(said.context, "edge", None) if isinstance(said, Timeline) else None
         if edge is not None and edge.collect(said):
             return
-        live = _current_live()
-        if live is not None:
+        # An engine speaks at every step: that the application has set a provider is for the next request to see.
+        if live := (None if isinstance(said, Timeline) else _live.peek()) or _current_live():
             live.recorder.record(said)
     except Exception as error:
         faults.swallow("emit", error)

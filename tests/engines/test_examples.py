@@ -32,6 +32,25 @@ def test_own_loop() -> None:
     assert waits[-1] > waits[0]
 
 
+@pytest.mark.transformers
+def test_a_service_that_batches() -> None:
+    lines = run("batching_fastapi.py").splitlines()
+    found = [re.fullmatch(r"(\d+) \+ (\d+) tokens .* = (.*)  \(unaccounted 0 ns\)", line) for line in lines]
+    requests = [match for match in found if match]
+    assert len(requests) == len(lines) == 12, lines
+    assert sorted(int(match[2]) for match in requests) == list(range(8, 20)), "each is counted for itself"
+    phases = [{part.split()[0]: float(part.split()[1]) for part in match[3].split("  ")} for match in requests]
+    for names in (list(parts) for parts in phases):
+        assert [name for name in names if name not in ("accept", "network")] == [
+            *("preprocess", "queue", "prefill", "decode", "postprocess")
+        ]
+    waits = sorted(parts["queue"] for parts in phases)
+    computing = [parts["prefill"] + parts["decode"] for parts in phases]
+    # Three batches of four: who is in the last one waits for the two before it.
+    assert waits[-1] > 1.5 * min(computing)
+    assert waits[0] < min(computing)
+
+
 @pytest.mark.vllm
 def test_offline_vllm() -> None:
     output = run("offline_vllm.py")
