@@ -43,6 +43,10 @@ class request:
     and not counted again; where nothing is marked by hand, its stamps count.
     """
 
+    # Not set where nothing is instrumented.
+    _recording: Recording | None = None
+    _outer: Token[edge.Enclosing | None] | None = None
+
     def __init__(
         self,
         *,
@@ -52,15 +56,13 @@ class request:
         request_id: str | None = None,
     ) -> None:
         self._model, self._operation, self._engine, self._request_id = model, operation, engine, request_id
-        self._recording: Recording | None = None
         self._marks: dict[str, Any] = {}
-        self._inside = _Inside()
-        self._outer: Token[edge.Enclosing | None] | None = None
 
     def __enter__(self) -> request:
-        self.started()
-        if self._recording is not None:
-            self._outer = edge.current.set(self._inside)
+        if outlet.active is not None:
+            self.started()
+            if self._recording is not None:
+                self._outer = edge.current.set(self._inside)
         return self
 
     def __exit__(
@@ -69,7 +71,8 @@ class request:
         if self._outer is not None:
             with contextlib.suppress(ValueError):  # left in another context than it was entered in
                 edge.current.reset(self._outer)
-        self.ended(error)
+        if self._recording is not None:
+            self.ended(error)
 
     def scheduled(self) -> None:
         """The wait is over, work begins. Only the first call counts."""
@@ -97,6 +100,7 @@ class request:
         if live is None:
             return
         try:
+            self._inside = _Inside()
             self._recording = Recording(
                 live.emit,
                 engine=self._engine,
