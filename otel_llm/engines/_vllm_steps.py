@@ -64,16 +64,16 @@ def prefill_tokens(scheduled: Any) -> int:
     """Tokens of prompts in this step, those that a preempted request computes again included."""
     each, known = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
     prefill = {new.req_id for new in scheduled.scheduled_new_reqs}
-    outputs = getattr(known, "num_output_tokens", ())
-    if 0 in outputs:
+    if 0 in (outputs := known.num_output_tokens):
         prefill.update(request for request, count in zip(known.req_ids, outputs, strict=True) if not count)
     drafts = scheduled.scheduled_spec_decode_tokens
-    # A request in decode has one token, and its drafts. More are computed again.
-    if sum(each.values()) - sum(map(each.__getitem__, prefill)) > len(each) - len(prefill) + sum(
-        len(drafts[request]) for request in drafts if request not in prefill
-    ):
+    drafted = sum(len(tokens) for request, tokens in drafts.items() if request not in prefill)
+    tokens: int = sum(each[request] for request in prefill)
+    # A request in decode has one token, and its drafts. Where there are more, some are computed again.
+    if scheduled.total_num_scheduled_tokens - tokens > len(each) - len(prefill) + drafted:
         prefill.update(request for request, count in each.items() if count > 1 + len(drafts.get(request, ())))
-    return sum(map(each.__getitem__, prefill))
+        tokens = sum(each[request] for request in prefill)
+    return tokens
 
 
 def hooks(probe: Probe) -> tuple[Hook, ...]:

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -44,6 +45,7 @@ _STATES: Final = ("waiting", "running")
 _LAST: Final = (*_STATES, *_GAUGES.values())
 _TOTALS: Final = tuple(_COUNTERS.values())
 _PHASES: Final = ("prefill", "decode")
+_last_of, _totals_of = attrgetter(*_LAST), attrgetter(*_TOTALS)
 
 Labels = dict[str, AttributeValue]
 
@@ -61,14 +63,14 @@ class _Engine:
             "gen_ai.request.model": sanitize.OTHER if model is None else sanitize.text(model),
             "otel_llm.engine.index": index,
         }
-        self.last: dict[str, float] = {}
+        self.last: dict[str, object] = {}
         self.stale_at = math.inf
         self.totals: Counter[str] = Counter()
         self.steps: deque[EngineStep] = deque()
 
-    def known(self) -> dict[str, float]:
-        """What was told last, if it still holds."""
-        return self.last if time.monotonic() < self.stale_at else {}
+    def known(self, field: str) -> float | None:
+        """What was told last, if it still holds and is a number."""
+        return sanitize.number(self.last.get(field)) if time.monotonic() < self.stale_at else None
 
 
 class EngineWriter:
@@ -101,11 +103,11 @@ class EngineWriter:
         with self._lock:  # two engines of one name may tell at once
             if said.shared:
                 engine.stale_at = time.monotonic() + SHARED_SECONDS
-            for field in _LAST:
-                if (value := sanitize.number(getattr(said, field))) is not None:
+            for field, value in zip(_LAST, _last_of(said), strict=True):
+                if value is not None:
                     engine.last[field] = value
-            for field in _TOTALS:
-                if (counted := sanitize.count(getattr(said, field))) is not None:
+            for field, count in zip(_TOTALS, _totals_of(said), strict=True):
+                if (counted := sanitize.count(count)) is not None:
                     engine.totals[field] += counted
 
     def _new(self, said: EngineState | EngineStep) -> _Engine | None:
@@ -122,12 +124,12 @@ class EngineWriter:
     def _requests(self) -> Iterator[Observation]:
         for engine in self._known():
             for state in _STATES:
-                if (number := engine.known().get(state)) is not None:
+                if (number := engine.known(state)) is not None:
                     yield Observation(number, {**engine.labels, "otel_llm.state": state})
 
     def _told(self, field: str) -> Iterator[Observation]:
         for engine in self._known():
-            if (value := engine.known().get(field)) is not None:
+            if (value := engine.known(field)) is not None:
                 yield Observation(value, engine.labels)
 
     def _counted(self, field: str) -> Iterator[Observation]:
