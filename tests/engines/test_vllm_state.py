@@ -25,6 +25,7 @@ import otel_llm
 from otel_llm import conventions
 from otel_llm.engines import _vllm_steps
 from tests.engines import vllm_live
+from tests.engines.conftest import let_vllm_search
 
 pytestmark = pytest.mark.vllm
 
@@ -324,6 +325,7 @@ def overlapping(engine: tuple[Any, Metrics], tiny_model: Path) -> Iterator[Any]:
     patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     patch.setattr(CpuPlatform, "check_and_update_config", classmethod(forced))
     model = str(tiny_model)
+    let_vllm_search()
     yield LLM(model=model, enforce_eager=True, max_model_len=512, served_model_name="tiny").llm_engine
     patch.undo()
 
