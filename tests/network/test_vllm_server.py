@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import socket
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otel_llm.demo import tiny_model
 from otel_llm.demo.server import MODEL
 from otel_llm.report.receiver import Receiver
 
@@ -105,6 +113,18 @@ def test_a_chat_is_one(vllm: tuple[int, Receiver], path: str, body: dict[str, An
     assert [name for name in names(phases) if name not in ("accept", "network")] == ALL
 
 
+def test_the_core_in_its_own_process_tells_of_the_wait_for_a_grammar(vllm: tuple[int, Receiver]) -> None:
+    port, receiver = vllm
+    spans = Spans(receiver)
+    choice = {"structured_outputs": {"choice": ["yes", "perhaps"]}, "ignore_eos": False}
+    status, data = ask(port, "/v1/completions", {**PROMPT, **choice})
+    assert status == 200
+    assert json.loads(data.partition(b"\r\n\r\n")[2])["choices"][0]["text"] in ("yes", "perhaps")
+    (request,) = spans.requests()
+    wait = request.attributes["otel_llm.engine.grammar_wait"]
+    assert 0 <= wait <= request.attributes["gen_ai.latency.time_in_queue"]  # it may be ready before the scheduler is
+
+
 @pytest.mark.parametrize(
     ("change", "children"),
     [
@@ -173,3 +193,85 @@ def test_a_client_that_goes_away(vllm: tuple[int, Receiver], stream: bool) -> No
     (request,) = spans.requests()
     assert request.attributes["otel_llm.outcome"] == "abort"
     assert "decode" in names(spans.below(request))
+
+
+BENCH = """
+import argparse
+from vllm.benchmarks import serve
+parser = argparse.ArgumentParser()
+serve.add_cli_args(parser)
+serve.main(parser.parse_args())
+"""
+"""``vllm bench serve`` without vLLM's command line, which asks for a distribution named vllm."""
+
+
+@contextlib.contextmanager
+def tapped(port: int) -> Iterator[tuple[int, list[bytes]]]:
+    """A way to the server on which every answer is seen: its port, and all pieces."""
+    pieces: list[bytes] = []
+
+    def pass_on(source: socket.socket, sink: socket.socket, keep: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if keep:
+                    pieces.append(data)
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, server = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+                for ends in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=pass_on, args=ends, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1], pieces
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def bench(port: int, model: Path, report: Path, *options: str) -> dict[str, Any]:
+    """What ``vllm bench serve`` reports of 24 streams, 4 at a time."""
+    arguments = {
+        "backend": "openai",
+        "base-url": f"http://127.0.0.1:{port}",
+        "endpoint": "/v1/completions",
+        "model": MODEL,
+        "tokenizer": model,
+        "dataset-name": "random",
+        "seed": 7,
+        "num-prompts": 24,
+        "random-input-len": 32,
+        "random-output-len": 16,
+        "max-concurrency": 4,
+        "result-dir": report.parent,
+        "result-filename": report.name,
+    }
+    command = [sys.executable, "-c", BENCH, "--ignore-eos", "--save-result", "--save-detailed", *options]
+    command += [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    subprocess.run(command, env=environment, check=True, timeout=240, stdout=subprocess.DEVNULL)
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def test_a_load_generator_reports_the_same_with_the_server_s_times_in_the_stream(
+    vllm: tuple[int, Receiver], tmp_path: Path
+) -> None:
+    """Counts are equal, of every request; times are not compared, they differ from run to run."""
+    model = tiny_model.build(tmp_path / "model")
+    found, comments = [], []
+    for options in ((), ("--header", "x-otel-llm-timing=1")):
+        with tapped(vllm[0]) as (port, pieces):
+            found.append(bench(port, model, tmp_path / f"report{len(found)}.json", *options))
+        comments.append(b"".join(pieces).count(b": otel-llm "))
+    without, asked = found
+    assert comments[0] == 0
+    assert comments[1] >= 24
+    assert without["completed"] == asked["completed"] == 24
+    for name in ("failed", "total_input_tokens", "total_output_tokens", "input_lens", "output_lens", "errors"):
+        assert without[name] == asked[name], name
+    assert [len(gaps) for gaps in without["itls"]] == [len(gaps) for gaps in asked["itls"]]
