@@ -174,6 +174,26 @@ def test_chunked_prefill_is_one_prefill(llm: Any, seen: list[Timeline]) -> None:
     assert abs(found["prefill"] - (truth.updated[2] - truth.scheduled[0])) <= delay.took / 10
 
 
+def test_the_stall_of_a_preempted_request(llm: Any, seen: list[Timeline]) -> None:
+    engine = llm.llm_engine
+    engine.add_request("mine", vllm_live.prompt(6), params(max_tokens=8))
+    for _ in range(3):
+        engine.step()
+    began = time.monotonic_ns()
+    core(llm).scheduler.reset_prefix_cache(reset_running_requests=True)  # takes what is running out of the batch
+    taken = time.monotonic_ns()
+    time.sleep(0.3)
+    before = time.monotonic_ns()
+    engine.step()
+    after = time.monotonic_ns()
+    while engine.has_unfinished_requests():
+        engine.step()
+    (request,) = seen
+    assert (request.preemptions, request.output_tokens) == (1, 8)
+    assert before - taken <= request.preemption_stall <= after - began
+    assert request.preemption_stall < phases(request)["decode"]
+
+
 def test_requests_of_a_batch_are_requests(llm: Any, seen: list[Timeline]) -> None:
     outputs = llm.generate([vllm_live.prompt(n) for n in (3, 9, 27)], params(), use_tqdm=False)
     assert [t.output_tokens for t in sorted(seen, key=lambda t: int(str(t.request_id)))] == [
