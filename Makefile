@@ -3,12 +3,13 @@
 VENV ?= .venv
 LEVELS ?= 1,2,4,8,16,32
 SECONDS ?= 10
+MINUTES ?= 30
 
 bin := $(VENV)/bin
 recipe := scripts/environment.sh pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-backends lint versions test-versions test-soak format clean
+.PHONY: help demo test test-backends lint versions test-versions test-soak test-faults soak format clean
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -39,6 +40,12 @@ test-versions: $(VENV)/.test ## Run the vLLM tests on several vLLM releases, and
 
 test-soak: $(VENV)/.test ## 2,000 requests at a vLLM server, many of them aborted or refused: every one is accounted for
 	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m soak tests/engines
+
+test-faults: $(VENV)/.test ## Every fault of every collector, 150 forks, 100,000 model names, all ends of a process (10 minutes)
+	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m "slow or not slow" tests/faults tests/engines/test_vllm_faults.py
+
+soak: $(VENV)/.test ## A vLLM server under mixed traffic while its collector comes and goes: memory, threads, account (MINUTES=30)
+	$(bin)/python -m tests.faults.soak --minutes $(MINUTES)
 
 format: $(VENV)/.test ## Put all files into the common style
 	$(bin)/ruff check --fix
