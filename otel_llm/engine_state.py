@@ -11,14 +11,13 @@ that watch one engine add up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from otel_llm.recording import TokenGaps
 from otel_llm.timeline import Timeline
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineState:
+class EngineState(NamedTuple):
     """The state of an engine after a step."""
 
     engine: str
@@ -49,8 +48,7 @@ class EngineState:
     """Those of them that were kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStep:
+class EngineStep(NamedTuple):
     """One pass of the model over a batch."""
 
     engine: str

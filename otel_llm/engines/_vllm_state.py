@@ -43,15 +43,8 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         found = getattr(iteration, "inter_token_latencies_iter", None)
         if found:  # one value per output of the step, nearly all of them equal
             probe.emit(TokenGaps("vllm", watched.model, Counter(found)))
-        probe.emit(
-            EngineState(
-                engine="vllm",
-                model=watched.model,
-                index=call.get("engine_idx") or 0,
-                preemptions=getattr(iteration, "num_preempted_reqs", None),
-                **({} if scheduler is None else _figures(scheduler, shared=watched.shared)),
-            )
-        )
+        preempted = getattr(iteration, "num_preempted_reqs", None)
+        probe.emit(_state(scheduler, watched, call.get("engine_idx") or 0, preempted))
 
     def slept(call: Call) -> Steps:
         yield
@@ -60,7 +53,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
             # Level 0 pauses the scheduler and frees no weights: the engine is awake.
             level = call.get("level", 0) if call.get("sleep", 0) else 0
             for index in watched.engines:
-                probe.emit(EngineState(engine="vllm", model=watched.model, index=index, sleep_level=level))
+                probe.emit(EngineState("vllm", watched.model, index, sleep_level=level))
 
     manager = "vllm.v1.metrics.loggers:StatLoggerManager."
     return (
@@ -69,16 +62,22 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     )
 
 
-def _figures(scheduler: Any, *, shared: bool) -> dict[str, Any]:
+def _state(scheduler: Any, watched: Watched, index: int, preemptions: int | None) -> EngineState:
+    if scheduler is None:
+        return EngineState("vllm", watched.model, index, preemptions=preemptions)
     cache, speculation = scheduler.prefix_cache_stats, scheduler.spec_decoding_stats
-    return {
-        "shared": shared,
-        "running": scheduler.num_running_reqs,
+    return EngineState(
+        "vllm",
+        watched.model,
+        index,
+        watched.shared,
+        running=scheduler.num_running_reqs,
         # Since 0.17 those that wait for something else than room are counted apart.
-        "waiting": scheduler.num_waiting_reqs + getattr(scheduler, "num_skipped_waiting_reqs", 0),
-        "kv_cache_usage": scheduler.kv_cache_usage,
-        "prefix_cache_queries": getattr(cache, "queries", None),
-        "prefix_cache_hits": getattr(cache, "hits", None),
-        "drafted": getattr(speculation, "num_draft_tokens", None),
-        "accepted": getattr(speculation, "num_accepted_tokens", None),
-    }
+        waiting=scheduler.num_waiting_reqs + getattr(scheduler, "num_skipped_waiting_reqs", 0),
+        kv_cache_usage=scheduler.kv_cache_usage,
+        prefix_cache_queries=getattr(cache, "queries", None),
+        prefix_cache_hits=getattr(cache, "hits", None),
+        preemptions=preemptions,
+        drafted=getattr(speculation, "num_draft_tokens", None),
+        accepted=getattr(speculation, "num_accepted_tokens", None),
+    )

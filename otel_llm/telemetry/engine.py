@@ -66,7 +66,7 @@ class _Engine:
         self.last: dict[str, object] = {}
         self.stale_at = math.inf
         self.totals: Counter[str] = Counter()
-        self.steps: deque[EngineStep] = deque()
+        self.steps: deque[tuple[object, ...]] = deque()
 
     def known(self, field: str) -> float | None:
         """What was told last, if it still holds and is a number."""
@@ -96,7 +96,7 @@ class EngineWriter:
             return
         if isinstance(said, EngineStep):
             if len(engine.steps) < STEP_LIMIT:
-                engine.steps.append(said)
+                engine.steps.append(said[3:])  # numbers alone: nothing for the garbage collector to look through
             else:
                 faults.warn("engine.steps", "otel_llm: nobody collects metrics, steps of %s are left out", said.engine)
             return
@@ -141,24 +141,23 @@ class EngineWriter:
         """Record the steps since the last collection: they are part of this one."""
         for engine in self._known():
             while engine.steps:
-                step = engine.steps.popleft()
-                self._record(step, engine)
+                self._record(engine, *engine.steps.popleft())
             for phase in _PHASES:
                 if phase in engine.totals:
                     yield Observation(engine.totals[phase], {**engine.labels, "otel_llm.phase": phase})
 
-    def _record(self, step: EngineStep, engine: _Engine) -> None:
-        tokens, prefill = sanitize.count(step.tokens), sanitize.count(step.prefill_tokens)
+    def _record(self, engine: _Engine, requests: object, tokens: object, prefill: object, duration: object) -> None:
+        batch, counted, prompts = map(sanitize.count, (requests, tokens, prefill))
         for instrument, value in (
-            (self._batch, sanitize.count(step.requests)),
-            (self._tokens, tokens),
-            (self._duration, sanitize.number(step.duration)),
+            (self._batch, batch),
+            (self._tokens, counted),
+            (self._duration, sanitize.number(duration)),
         ):
             if value is not None:
                 instrument.record(value, engine.labels)
-        if tokens is not None and prefill is not None and prefill <= tokens:
-            engine.totals["prefill"] += prefill
-            engine.totals["decode"] += tokens - prefill
+        if counted is not None and prompts is not None and prompts <= counted:
+            engine.totals["prefill"] += prompts
+            engine.totals["decode"] += counted - prompts
 
     @staticmethod
     def _observe(create: Callable[..., object], name: str, read: Callable[[], Iterable[Observation]]) -> None:
