@@ -15,6 +15,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
 import otel_llm
 from otel_llm.testing import assert_adds_up, recording
 from otel_llm.timeline import Timeline
@@ -51,13 +54,29 @@ async def run(model: str) -> tuple[list[Timeline], dict[str, Any]]:
         await ask_all(engine, 24)
     left = len(engine.output_processor.request_states)
     engine.shutdown()
-    return seen, {"served": sorted(served.values()), "left": left}
+    return seen, {"served": served, "left": left}
+
+
+def by_engine(reader: InMemoryMetricReader) -> dict[str, dict[int, float]]:
+    """What was said of each engine: the sums of histograms, and counters."""
+    found: dict[str, dict[int, float]] = {}
+    data = reader.get_metrics_data()
+    assert data is not None
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
+        for point in metric.data.data_points:
+            index = (point.attributes or {}).get("otel_llm.engine.index")
+            if isinstance(index, int):
+                found.setdefault(metric.name, {})[index] = getattr(point, "value", getattr(point, "sum", 0))
+    return found
 
 
 def main(model: str, executable: str, result: str) -> None:
     multiprocessing.set_executable(executable)
-    otel_llm.instrument(engines=["vllm"])
+    os.environ["OTEL_LLM_ENABLED"] = "1"  # in the cores, too
+    reader = InMemoryMetricReader()
+    otel_llm.instrument(engines=["vllm"], meter_provider=MeterProvider([reader]))
     seen, about = asyncio.run(run(model))
+    about["engines"] = by_engine(reader)
     requests = []
     for timeline in seen:
         assert_adds_up(timeline)
