@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from opentelemetry import metrics as api
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from opentelemetry.util.types import AttributeValue
 
 from otel_llm import conventions, faults, sanitize
 from otel_llm.config import Targets
@@ -15,7 +16,7 @@ from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.slo import judge
 from otel_llm.timeline import Phase, Timeline
 
-Labels = dict[str, str]
+Labels = dict[str, AttributeValue]
 
 MODEL_LIMIT = 100
 """Distinct model names on metrics; later ones are ``_other``."""
@@ -63,18 +64,26 @@ def _record_each(found: Iterable[tuple[_Measured, float]], context: Context) -> 
 
 
 class _By(dict[str, Any]):
-    """Series of an instrument by the value of one label, each looked up once; the empty value is none."""
+    """Series of an instrument by the value of a label, each looked up once."""
 
-    def __init__(self, instrument: Histogram | api.Counter, labels: Labels, key: str) -> None:
+    def __init__(self, instrument: Histogram | api.Counter, labels: Labels, further: Callable[[str], Labels]) -> None:
         super().__init__()
-        self._instrument, self._labels, self._key = instrument, labels, key
+        self._instrument, self._labels, self._further = instrument, labels, further
 
     def __missing__(self, value: str) -> Any:
-        labels = {**self._labels, self._key: sanitize.text(value)} if value else self._labels
-        made = _bound(self._instrument, labels)
+        made = _bound(self._instrument, {**self._labels, **self._further(value)})
         if len(self) < _KEPT:
             self[value] = made
         return made
+
+
+def _label(key: str) -> Callable[[str], Labels]:
+    """An empty value is none."""
+    return lambda value: {key: sanitize.text(value)} if value else {}
+
+
+def _slo(cause: str) -> Labels:
+    return {"otel_llm.slo.met": not cause, "otel_llm.slo.cause": cause}
 
 
 def _bound(instrument: Any, labels: Labels) -> Any:
@@ -92,6 +101,7 @@ class _Requests(NamedTuple):
     tokens: _By
     first_token: Any
     per_token: Any
+    slo: _By | None
 
 
 class MetricWriter:
@@ -146,14 +156,11 @@ class MetricWriter:
         ):
             if tokens and sanitize.count(tokens):
                 record.append((of.tokens[kind], tokens))
-        self._record_all(record, context)
-
-        if self._slo is not None and self._targets is not None:
+        if of.slo is not None and self._targets is not None:
             verdict = judge(timeline, phases, self._targets)
             if verdict is not None:
-                self._slo.add(
-                    1, {**of.labels, "otel_llm.slo.met": verdict.met, "otel_llm.slo.cause": verdict.cause}, context
-                )
+                record.append((of.slo[verdict.cause], 1))
+        self._record_all(record, context)
 
     def write_gaps(self, step: TokenGaps) -> None:
         """Only where the pipeline adds measurements up: one record of the SDK per token is too dear."""
@@ -170,19 +177,20 @@ class MetricWriter:
         found = self._requests.get(key)
         if found is None:
             operation, engine, model = key
-            labels = {
+            labels: Labels = {
                 "gen_ai.operation.name": sanitize.text(operation),
                 "gen_ai.provider.name": sanitize.text(engine),
                 "gen_ai.request.model": model,
             }
             found = _Requests(
                 labels,
-                _By(self._duration, labels, "error.type"),
-                _By(self._phase, labels, "otel_llm.phase"),
-                _By(self.network, labels, "otel_llm.network.method"),
-                _By(self._tokens, labels, "gen_ai.token.type"),
+                _By(self._duration, labels, _label("error.type")),
+                _By(self._phase, labels, _label("otel_llm.phase")),
+                _By(self.network, labels, _label("otel_llm.network.method")),
+                _By(self._tokens, labels, _label("gen_ai.token.type")),
                 _bound(self._first_token, labels),
                 _bound(self._per_token, labels),
+                None if self._slo is None else _By(self._slo, labels, _slo),
             )
             if len(self._requests) < _KEPT:
                 self._requests[key] = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from opentelemetry.context import Context
@@ -163,8 +164,17 @@ def _below(timeline: Timeline, phases: tuple[Phase, ...]) -> Iterator[SpanData]:
 
 
 def _name(timeline: Timeline) -> str:
-    operation = sanitize.text(timeline.operation)
-    return operation if timeline.model is None else f"{operation} {sanitize.text(timeline.model)}"
+    operation, model = timeline.operation, timeline.model
+    plain = type(operation) is str and type(model) is str  # anything else may do anything when it is hashed
+    return _usual_name(operation, model) if plain else _clean_name(operation, model)
+
+
+def _clean_name(operation: str, model: str | None) -> str:
+    operation = sanitize.text(operation)
+    return operation if model is None else f"{operation} {sanitize.text(model)}"
+
+
+_usual_name = lru_cache(maxsize=256)(_clean_name)
 
 
 def _request_attributes(timeline: Timeline, phases: tuple[Phase, ...]) -> dict[str, Value]:

@@ -1,0 +1,173 @@
+"""
+What the benchmarks share: a sink for telemetry, arms that are switched in one process, and intervals.
+
+Every arm runs once in every round, in random order; what is compared is the
+difference to the bare arm of the same round. So whatever else the machine does
+meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+BARE = "uninstrumented"
+RESAMPLED = 2000
+
+_SINK = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(200); self.send_header("content-length", "0"); self.end_headers()
+    do_GET = do_PUT = do_POST
+    def log_message(self, *args): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(f"http://127.0.0.1:{server.server_port}", flush=True)
+import threading; threading.Thread(target=server.serve_forever, daemon=True).start()
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def sink() -> Iterator[str]:
+    """Another process that takes any POST, as a collector or an agent would."""
+    process = subprocess.Popen([sys.executable, "-c", _SINK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Arms:
+    """What each instrumentation puts in the place of what, so that it can be put there and taken away."""
+
+    def __init__(self, owners: Callable[[], Sequence[Any]]) -> None:
+        self._owners = owners
+        self._patches: dict[str, list[tuple[Any, str, Any, Any]]] = {BARE: []}
+        self.flush: dict[str, Callable[[], object]] = {BARE: lambda: None}
+        self.on: dict[str, Callable[[bool], object]] = {}
+        self.missing: dict[str, str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """All that could be set up."""
+        return list(self._patches)
+
+    def add(self, name: str, set_up: Callable[[], Callable[[], object]]) -> None:
+        """Set one up; ``set_up`` returns what sends out all that is queued. One that fails is left out, and named."""
+        before = self._state()
+        try:
+            self.flush[name] = set_up()
+        except Exception as error:
+            self.missing[name] = f"{type(error).__name__}: {error}"[:160]
+            after = self._state()
+            self._put([(owner, key, before.get((owner, key)), value) for (owner, key), value in after.items()], False)
+            return
+        after = self._state()
+        patches = [
+            (owner, key, before.get((owner, key)), value)
+            for (owner, key), value in after.items()
+            if before.get((owner, key)) is not value
+        ]
+        self._patches[name] = patches
+        self._put(patches, False)
+
+    def alias(self, name: str, of: str) -> None:
+        """The same patches, told apart by ``on``."""
+        self._patches[name], self.flush[name] = self._patches[of], self.flush[of]
+
+    @contextmanager
+    def switched_on(self, name: str) -> Iterator[None]:
+        """Only this one is in place."""
+        self._put(self._patches[name], True)
+        if name in self.on:
+            self.on[name](True)
+        try:
+            yield
+        finally:
+            if name in self.on:
+                self.on[name](False)
+            self._put(self._patches[name], False)
+
+    def _state(self) -> dict[tuple[Any, str], Any]:
+        return {(owner, key): value for owner in self._owners() for key, value in vars(owner).items() if _plain(key)}
+
+    @staticmethod
+    def _put(patches: list[tuple[Any, str, Any, Any]], on: bool) -> None:
+        for owner, key, before, after in patches:
+            if on:
+                setattr(owner, key, after)
+            elif before is None:
+                if key in vars(owner):
+                    delattr(owner, key)
+            elif vars(owner).get(key) is not before:
+                setattr(owner, key, before)
+
+
+def _plain(key: str) -> bool:
+    return not key.startswith("__") or key in ("__call__", "__init__")
+
+
+def rounds(arms: Arms, number: int, measure: Callable[[str], Sequence[float]]) -> dict[str, list[Sequence[float]]]:
+    """Measure every arm once per round, in random order; two rounds before the first are thrown away."""
+    found: dict[str, list[Sequence[float]]] = {name: [] for name in arms.names}
+    for count in range(-2, number):
+        for name in random.sample(arms.names, len(arms.names)):
+            with arms.switched_on(name):
+                measured = measure(name)
+            if count >= 0:
+                found[name].append(measured)
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its bootstrap 95 % interval."""
+    medians = sorted(statistics.median(random.choices(values, k=len(values))) for _ in range(RESAMPLED))
+    return statistics.median(values), medians[RESAMPLED // 40], medians[-RESAMPLED // 40]
+
+
+def cell(values: Sequence[float], digits: int = 1) -> str:
+    """As it stands in a table: median [low, high]."""
+    middle, low, high = interval(values)
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def use_peers(folder: str | None) -> None:
+    """Make the packages that ``benchmarks/peers.sh`` has installed importable, behind those of this environment."""
+    for peer in sorted(Path(folder).iterdir()) if folder else ():
+        sys.path.append(str(peer))
+
+
+def machine(*packages: str) -> str:
+    """Where and with which versions."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    versions = [f"{name} {found}" for name in packages if (found := _version(name))]
+    where = f"{model}, {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    return f"{where}; {', '.join(versions)}"
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

