@@ -67,6 +67,13 @@ def test_events_that_are_deep_or_long(event: bytes) -> None:
     assert sse.bears_token(event)
 
 
+def test_a_giant_event_is_not_parsed() -> None:
+    """Seen to fail without sse.LARGEST: megabytes of JSON were read to find no output in them."""
+    role = b'data: {"choices": [{"delta": {"role": "%b"}}]}\n\n'
+    assert not sse.bears_token(role % b"assistant")
+    assert sse.bears_token(role % (b"a" * sse.LARGEST))
+
+
 @given(some.text(alphabet=some.characters(max_codepoint=255)), some.text(alphabet=some.characters(max_codepoint=255)))
 def test_trace_headers(traceparent: str, tracestate: str) -> None:
     context.extract({"traceparent": traceparent, "tracestate": tracestate})
