@@ -23,7 +23,7 @@ class EngineState(NamedTuple):
     engine: str
     """``gen_ai.provider.name``."""
     model: str | None
-    index: int = 0
+    rank: int = 0
     """Which of the engines that serve the model side by side (data parallel)."""
     shared: bool = False
     """Whether other processes are told of the same engine, each of a part: what was told here soon goes stale."""
@@ -53,7 +53,7 @@ class EngineStep(NamedTuple):
 
     engine: str
     model: str | None
-    index: int
+    rank: int
     requests: int
     """Batch size: requests that had a token in the step."""
     tokens: int

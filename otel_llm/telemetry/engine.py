@@ -91,7 +91,7 @@ class EngineWriter:
 
     def write(self, said: EngineState | EngineStep) -> None:
         """Take it in; a field that is None changes nothing."""
-        engine = self._engines.get((said.engine, said.model, said.index)) or self._new(said)
+        engine = self._engines.get((said.engine, said.model, said.rank)) or self._new(said)
         if engine is None:
             return
         if isinstance(said, EngineStep):
@@ -115,8 +115,8 @@ class EngineWriter:
             if len(self._engines) >= ENGINE_LIMIT:
                 faults.warn("engine.limit", "otel_llm: more than %d engines, later ones are left out", ENGINE_LIMIT)
                 return None
-            made = _Engine(said.engine, said.model, said.index)
-            return self._engines.setdefault((said.engine, said.model, said.index), made)
+            made = _Engine(said.engine, said.model, said.rank)
+            return self._engines.setdefault((said.engine, said.model, said.rank), made)
 
     def _known(self) -> tuple[_Engine, ...]:
         return tuple(self._engines.values())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from otel_llm.engine_state import EngineState, EngineStep
 from otel_llm.pipeline.bulk import BulkMeterProvider
@@ -36,7 +36,7 @@ class Collected:
             for metric in scope.metrics:
                 for point in metric.data.data_points:
                     if metric.name.startswith("otel_llm.engine."):
-                        value = point.value if hasattr(point, "value") else (point.count, point.sum)
+                        value = point.value if isinstance(point, NumberDataPoint) else (point.count, point.sum)
                         rest = dict(point.attributes or {})
                         index = rest.pop("otel_llm.engine.index")
                         key = (index, *(rest[key] for key in ("otel_llm.state", "otel_llm.phase") if key in rest))
@@ -62,7 +62,7 @@ def test_what_was_not_told_is_not_said(collected: Collected) -> None:
 
 def test_a_gauge_is_the_last_and_a_count_the_sum_per_engine(collected: Collected) -> None:
     for index, running, hits in ((0, 4, 10), (1, 7, 100), (0, 2, 5)):
-        collected.recorder.record(state(index=index, running=running, kv_cache_usage=0.25, prefix_cache_hits=hits))
+        collected.recorder.record(state(rank=index, running=running, kv_cache_usage=0.25, prefix_cache_hits=hits))
     assert collected.points() == {
         ("requests", (0, "running")): 2,
         ("requests", (1, "running")): 7,
@@ -101,14 +101,14 @@ def test_what_others_may_have_been_told_since_is_not_said(
     collected: Collected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.monotonic()
-    monkeypatch.setattr(engine_metrics.time, "monotonic", lambda: now)
-    collected.recorder.record(state(index=0, running=3, prefix_cache_hits=1))
-    collected.recorder.record(state(index=1, running=3, prefix_cache_hits=1, shared=True))
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    collected.recorder.record(state(rank=0, running=3, prefix_cache_hits=1))
+    collected.recorder.record(state(rank=1, running=3, prefix_cache_hits=1, shared=True))
     assert {key for name, key in collected.points() if name == "requests"} == {(0, "running"), (1, "running")}
     now += engine_metrics.SHARED_SECONDS
     assert {key for name, key in collected.points() if name == "requests"} == {(0, "running")}
     assert collected.points()["prefix_cache.hits", (1,)] == 1, "counts add up, however old"
-    collected.recorder.record(state(index=1, running=0, shared=True))
+    collected.recorder.record(state(rank=1, running=0, shared=True))
     assert collected.points()["requests", (1, "running")] == 0
 
 
@@ -116,7 +116,7 @@ def test_engines_and_steps_are_bounded(collected: Collected, monkeypatch: pytest
     monkeypatch.setattr(engine_metrics, "ENGINE_LIMIT", 2)
     monkeypatch.setattr(engine_metrics, "STEP_LIMIT", 3)
     for index in range(4):
-        collected.recorder.record(state(index=index, running=1))
+        collected.recorder.record(state(rank=index, running=1))
     for _ in range(5):
         collected.recorder.record(EngineStep("vllm", "m", 0, 1, 1))
     points = collected.points()

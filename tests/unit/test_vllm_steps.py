@@ -1,0 +1,85 @@
+"""The core's count of its steps, where a real engine seldom goes: see tests/engines/test_vllm_state.py for the rest."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace as Object
+from typing import Any
+
+from otel_llm.engines import _vllm_state, _vllm_steps
+from otel_llm.patching import Call
+
+
+def counter() -> _vllm_steps.Steps:
+    return _vllm_steps.Steps(Object(vllm_config=Object(parallel_config=Object(data_parallel_rank=3))))
+
+
+def batch(*, new: int = 0, output_tokens: tuple[int, ...] = (), drafts: int = 0, resumed: int = 0) -> Any:
+    """A prompt of ``new`` tokens, and one request for each count of tokens it has put out."""
+    names = [f"old-{number}" for number in range(len(output_tokens))]
+    each = dict.fromkeys(names, 1 + drafts)
+    if new:
+        each["new"] = new
+    if resumed:
+        each[names[0]] = resumed
+    return Object(
+        total_num_scheduled_tokens=sum(each.values()),
+        num_scheduled_tokens=each,
+        scheduled_new_reqs=[Object(req_id="new")] if new else [],
+        scheduled_cached_reqs=Object(req_ids=names, num_output_tokens=list(output_tokens)),
+        scheduled_spec_decode_tokens={name: [0] * drafts for name in names} if drafts else {},
+    )
+
+
+def frontend(*headers: Any) -> Any:
+    return Object(outputs=[Object(trace_headers=each) for each in headers])
+
+
+def test_steps_without_an_output_wait_for_the_next_one() -> None:
+    steps, first, second = counter(), frontend(), frontend({"traceparent": "x"}, None)
+    steps.end(batch(new=100), {0: first}, 1.0)
+    steps.end(batch(new=50, output_tokens=(4,)), {}, 2.0)
+    steps.end(batch(output_tokens=(4, 1)), {0: first, 1: second}, 3.0)
+    assert [each.trace_headers for each in second.outputs] == [
+        {"traceparent": "x", _vllm_steps.STEPS: "3;1 100;2 51;2 2"},
+        None,
+    ]
+    later = frontend(None)
+    steps.end(batch(output_tokens=(9,)), {0: later}, 4.0)
+    assert later.outputs[0].trace_headers == {_vllm_steps.STEPS: "3;1 1"}, "told once"
+
+
+def test_what_never_ends_is_bounded() -> None:
+    steps = counter()
+    kept = [batch(output_tokens=(1,)) for _ in range(_vllm_steps.STEPS_LIMIT + 10)]
+    for scheduled in kept:
+        steps.begin(scheduled, 0.0)
+    assert len(steps.begun) == _vllm_steps.STEPS_LIMIT
+    for scheduled in kept:
+        steps.end(scheduled, {}, 1.0)
+    assert len(steps.waiting) == _vllm_steps.STEPS_LIMIT
+    assert not steps.begun
+
+
+def test_a_step_counts_from_the_end_of_the_one_before_and_an_empty_one_not_at_all() -> None:
+    steps, told = counter(), frontend(None)
+    one, empty, two = batch(output_tokens=(1,)), batch(), batch(output_tokens=(2,))
+    for scheduled, at in ((one, 10.0), (two, 10.5), (empty, 10.6)):
+        steps.begin(scheduled, at)
+    steps.end(one, {}, 11.0)
+    steps.end(empty, {}, 11.2)
+    steps.end(two, {0: told}, 11.75)
+    assert told.outputs[0].trace_headers == {_vllm_steps.STEPS: "3;1 1 0 1.000000;1 1 0 0.750000"}
+
+
+def test_the_tokens_of_prompts() -> None:
+    assert _vllm_steps.prefill_tokens(batch(new=20, output_tokens=(3, 4))) == 20
+    assert _vllm_steps.prefill_tokens(batch(new=20, output_tokens=(3, 0), drafts=2)) == 23, "a later chunk"
+    assert _vllm_steps.prefill_tokens(batch(output_tokens=(3, 4), drafts=2)) == 0
+    assert _vllm_steps.prefill_tokens(batch(output_tokens=(3, 4), resumed=30)) == 30, "computed again"
+
+
+def test_engines_of_several_api_servers_are_shared() -> None:
+    config = Object(model_config=Object(served_model_name=["served", "alias"]))
+    watched = _vllm_state.Watched(Call({}, None, (), {"vllm_config": config, "engine_idxs": [2, 3], "client_count": 2}))
+    assert (watched.model, watched.engines, watched.shared) == ("served", (2, 3), True)
+    assert not _vllm_state.Watched(Call({}, None, (), {"vllm_config": config})).shared
