@@ -26,6 +26,10 @@ test-backends: $(VENV)/.test ## Telemetry through every collector and database, 
 	@tests/backends/collector/build.sh
 	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest tests/backends tests/dashboards
 
+pictures: $(VENV)/.test ## Every dashboard of a real run, looked at: docs/images (wants node, npm and chromium)
+	@tests/backends/install.sh victoria-metrics
+	PYTHONPATH=tests/backends $(bin)/python tools/dashboard-preview/record.py docs/images
+
 lint: $(VENV)/.test ## Style and types: ruff, mypy --strict, pyright
 	$(bin)/ruff check
 	$(bin)/ruff format --check

@@ -15,7 +15,7 @@ import pytest
 import workload
 from obtain import obtained
 from programs import ROOT, Database, rotel, rotel_program
-from queries import QUERIES, Query, interpolate
+from queries import QUERIES, Query, expression, front_page, interpolate
 
 from otel_llm import conventions
 from otel_llm.client_timeline import CLIENT_PHASES
@@ -51,18 +51,6 @@ class Run(NamedTuple):
         values = self.backend.select(interpolate(expr, f"{window}s"), at=self.end)
         assert len(values) == 1, f"{len(values)} series: {expr}"
         return next(iter(values.values()))
-
-
-def expression(dashboard: str, panel: str, legend: str) -> str:
-    """The query of one series of a panel."""
-    found = [q.expr for q in QUERIES if q[:3] == (dashboard, panel, legend)]
-    assert len(found) == 1, f"{len(found)} queries {legend!r} in {panel!r}"
-    return found[0]
-
-
-def front_page(panel: str, legend: str) -> str:
-    """The query of one series of the front page."""
-    return expression("otel-llm-latency-throughput", panel, legend)
 
 
 @pytest.fixture(scope="module", params=["victoria_metrics", "prometheus"])

@@ -1,11 +1,11 @@
 """
 Draws every dashboard from two runs of a real vLLM server under rising load.
 
-    record.py docs/images [--seconds 20]
+    record.py docs/images [--seconds 20] [--tape FILE]      by `make pictures`
 
-The first run has room for 4 sequences in a batch, the second for 16; metrics
-take the way of a real service: OTLP to a collector, and on to a database.
-Needs what `make test` and `preview.py` need.
+The first run has room for 4 sequences in a batch, the second for 16; their load
+generator is an instrumented client. With a tape, what was exported is kept in
+that file, and drawn again from it as long as it exists.
 """
 
 from __future__ import annotations
@@ -13,29 +13,34 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
+import pickle
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "backends")]
+import preview
+import programs
+from tape import Tape
 
-import preview  # noqa: E402 - the path is set above
-import programs  # noqa: E402
-
-import otel_llm  # noqa: E402
-from otel_llm.demo import server as demo_server  # noqa: E402
-from otel_llm.demo import tiny_model  # noqa: E402
-from otel_llm.demo.load import Load  # noqa: E402
-from otel_llm.report.levels import Level  # noqa: E402
-from otel_llm.report.receiver import Receiver  # noqa: E402
+import otel_llm
+from otel_llm.demo import server as demo_server
+from otel_llm.demo import tiny_model
+from otel_llm.demo.load import Load
+from otel_llm.report.levels import Level
 
 SEQUENCES = (4, 16)
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
-SERVER = {"OTEL_LLM_SLO_TTFT": "0.5", "OTEL_LLM_SLO_TPOT": "0.05", "OTEL_LLM_TIMING": "1"}
+SERVER = {"OTEL_LLM_SLO_TTFT": "0.5", "OTEL_LLM_SLO_TPOT": "0.05", "OTEL_LLM_TIMING": "1", "OTEL_LLM_STEP_DETAIL": "1"}
 EXPORT_SECONDS = 2
+
+
+class Recorded(NamedTuple):
+    """What was exported, and when the loads began and the last one ended, seconds since the epoch."""
+
+    metrics: list[bytes]
+    began: list[float]
+    end: float
 
 
 class Server(demo_server.Server):
@@ -43,8 +48,13 @@ class Server(demo_server.Server):
 
     def __init__(self, model: Path, collector: str, log: Path, sequences: int) -> None:
         super().__init__(model, collector, log)
-        self._environment |= SERVER
+        self._environment |= SERVER | {"OTEL_RESOURCE_ATTRIBUTES": f"otel_llm.run.id={run_id(sequences)}"}
         self._command += ["--max-num-seqs", str(sequences)]
+
+
+def run_id(sequences: int) -> str:
+    """What tells the run apart on the load test page."""
+    return f"batch of {sequences}"
 
 
 async def hold(server: Server, seconds: float) -> float:
@@ -66,50 +76,69 @@ def run(server: Server, seconds: float) -> float:
         server.stop(grace=10)
 
 
-def main() -> None:
-    """Write one picture per dashboard."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each level of concurrency (20)")
-    options = parser.parse_args()
-    preview.install()
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as running:
+def record(seconds: float) -> Recorded:
+    """Both runs, this process as their client."""
+    with tempfile.TemporaryDirectory() as temporary, Tape() as tape:
         folder = Path(temporary)
         model = tiny_model.build(folder / "model")
-        victoria_metrics, rotel = programs.installed_program("victoria-metrics"), programs.rotel_program()
-        database = running.enter_context(programs.victoria_metrics(victoria_metrics, folder))
-        traces = running.enter_context(Receiver())
-        traces_to = f"{traces.url}/v1/traces"
-        collector = running.enter_context(
-            programs.rotel(rotel, folder, metrics_to=database.otlp_metrics, traces_to=traces_to)
-        )
-        # The load generator is an instrumented client.
         os.environ.update(
-            OTEL_EXPORTER_OTLP_ENDPOINT=collector.http,
+            OTEL_EXPORTER_OTLP_ENDPOINT=tape.url,
             OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
             OTEL_METRIC_EXPORT_INTERVAL=str(EXPORT_SECONDS * 1000),
         )
         otel_llm.instrument(service_name="load-generator")
         began = [
-            run(Server(model, collector.http, folder / f"vllm-{sequences}.log", sequences), options.seconds)
+            run(Server(model, tape.url, folder / f"vllm-{sequences}.log", sequences), seconds)
             for sequences in SEQUENCES
         ]
         otel_llm.uninstrument()
-        end = time.time()
-        for dashboard in sorted((ROOT / "grafana-dashboards" / "json").glob("*.json")):
-            # The load test compares the runs, the others show the second one.
+        return Recorded(tape.metrics, began, time.time())
+
+
+def draw(recorded: Recorded, folder: Path) -> None:
+    """Write one picture per dashboard."""
+    tape = Tape()
+    tape.metrics = recorded.metrics
+    victoria_metrics = programs.installed_program("victoria-metrics")
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        programs.victoria_metrics(victoria_metrics, Path(temporary)) as database,
+    ):
+        tape.play_http(database.otlp_metrics)
+        first, second = recorded.began
+        for dashboard in sorted((preview.HERE.parents[1] / "grafana-dashboards" / "json").glob("*.json")):
             preview.draw(
                 dashboard,
-                options.folder / f"{dashboard.stem}.png",
+                folder / f"{dashboard.stem}.png",
                 {
                     "api": database.url,
-                    "start": str(int(began[-1])),
-                    "end": str(int(end)),
+                    "start": str(int(second)),
+                    "end": str(int(recorded.end)),
                     "export-interval": str(EXPORT_SECONDS),
-                    "var-baseline": f"{round(began[1] - began[0])}s",
+                    # The load test compares the runs, the other pages show the second one.
+                    "var-run": run_id(SEQUENCES[1]),
+                    "var-other_run": run_id(SEQUENCES[0]),
+                    "var-baseline": f"{round(second - first)}s",
                 },
                 width=1400,
             )
+
+
+def main() -> None:
+    """Record unless there is a tape, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each level of concurrency (20)")
+    parser.add_argument("--tape", type=Path)
+    options = parser.parse_args()
+    if options.tape and options.tape.exists():
+        recorded = Recorded(*pickle.loads(options.tape.read_bytes()))
+    else:
+        recorded = record(options.seconds)
+        if options.tape:
+            options.tape.write_bytes(pickle.dumps(tuple(recorded)))
+    preview.install()
+    draw(recorded, options.folder)
 
 
 if __name__ == "__main__":
