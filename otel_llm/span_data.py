@@ -16,6 +16,7 @@ class SpanData(NamedTuple):
     """Nanoseconds since the Unix epoch, like ``end``."""
     end: int
     attributes: Mapping[str, Value]
+    """A ``MappingProxyType`` is the same object for every span that says the same, with nothing below it."""
     failed: bool = False
     """Whether its status is an error."""
     children: Iterable[SpanData] = ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -28,9 +29,11 @@ _ATTRIBUTES_KEPT = 128
 """The SDK's own limit per span, if none is set."""
 
 _INTERNAL = b"\x30\x01"
+_CONSTANTS_KEPT = 1000
 _KINDS = {SpanKind.INTERNAL: _INTERNAL, SpanKind.SERVER: b"\x30\x02", SpanKind.CLIENT: b"\x30\x03"}
 _UNSET, _ERROR = b"\x7a\x00", b"\x7a\x02\x18\x02"
 _PARENT_HERE, _PARENT_REMOTE = b"\x85\x01\x00\x01\x00\x00", b"\x85\x01\x00\x03\x00\x00"
+_LEAF = _UNSET + _PARENT_HERE
 _TIMES = struct.Struct("<cQcQ").pack
 _DOUBLE = struct.Struct("<d").pack
 
@@ -45,6 +48,7 @@ class Encoder:
         self._unlimited = limits.max_span_attribute_length is None and (
             limits.max_span_attributes is None or limits.max_span_attributes >= _ATTRIBUTES_KEPT
         )
+        self._constants: dict[int, tuple[object, bytes]] = {}
         self._heads: dict[str, tuple[bytes, bytes]] = {}
 
     def spans(self, decided: Decided, sendable: Callable[[ReadableSpan], bool]) -> tuple[list[bytes], int]:
@@ -104,9 +108,26 @@ class Encoder:
         mine = own.to_bytes(8, "big")
         head = ids + mine + state + above + _text(b"\x2a", data.name) + kind
         body = _TIMES(b"\x39", data.start, b"\x41", data.end) + _attributes(data.attributes) + links
+        below = state + b"\x22\x08" + mine
         for child in data.children:
-            self._span(found, ids, self._ids.generate_span_id(), state, b"\x22\x08" + mine, child, _INTERNAL)
+            child_id = self._ids.generate_span_id()
+            if type(child.attributes) is MappingProxyType and 0 <= child.start <= child.end < 1 << 63:
+                # One whose attributes never change, and nothing is below it: a phase.
+                times = _TIMES(b"\x39", child.start, b"\x41", child.end)
+                own_id, label = child_id.to_bytes(8, "big"), _text(b"\x2a", child.name)
+                leaf = ids + own_id + below + label + _INTERNAL + times + self._constant(child.attributes) + _LEAF
+                found.append(_field(b"\x12", leaf))
+            else:
+                self._span(found, ids, child_id, state, b"\x22\x08" + mine, child, _INTERNAL)
         found.append(_field(b"\x12", head + body + (_ERROR if data.failed else _UNSET) + flags))
+
+    def _constant(self, attributes: MappingProxyType[str, Value]) -> bytes:
+        kept = self._constants.get(id(attributes))
+        if kept is None or kept[0] is not attributes:
+            if len(self._constants) >= _CONSTANTS_KEPT:
+                self._constants.clear()
+            kept = self._constants[id(attributes)] = (attributes, _attributes(attributes))
+        return kept[1]
 
 
 def sender(exporter: SpanExporter) -> Callable[[bytes, int], SpanExportResult] | None:
@@ -140,8 +161,10 @@ def _result(success: bool) -> SpanExportResult:
 
 
 def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return _BYTES[number]
+    return _LENGTHS[number] if number < len(_LENGTHS) else _long_varint(number)
+
+
+def _long_varint(number: int) -> bytes:
     parts = bytearray()
     while number >= 0x80:
         parts.append(number & 0x7F | 0x80)
@@ -150,7 +173,7 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-_BYTES = tuple(bytes((number,)) for number in range(0x80))
+_LENGTHS = tuple(_long_varint(number) for number in range(2048))
 
 
 def _field(tag: bytes, content: bytes) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Protocol
 
 from opentelemetry.context import Context
@@ -149,18 +150,23 @@ def request_span(timeline: Timeline, phases: tuple[Phase, ...]) -> SpanData:
 
 
 def _below(timeline: Timeline, phases: tuple[Phase, ...]) -> Iterator[SpanData]:
-    labels: dict[str, Value] = {
-        "gen_ai.provider.name": sanitize.text(timeline.engine),
-        "gen_ai.operation.name": sanitize.text(timeline.operation),
-    }
-    offset = timeline.wall_offset
+    engine, operation, offset = sanitize.text(timeline.engine), sanitize.text(timeline.operation), timeline.wall_offset
     for name, start, end, between in phases:
-        attributes = {**labels, "otel_llm.phase": name}
-        if between:
-            attributes["otel_llm.phase.between"] = between
-        yield SpanData(name, start + offset, end + offset, attributes)
+        yield SpanData(name, start + offset, end + offset, _phase_attributes(engine, operation, name, between))
     for sample in timeline.children:
         yield request_span(sample, sample.phases())
+
+
+@lru_cache(maxsize=256)
+def _phase_attributes(engine: str, operation: str, name: str, between: tuple[str, ...]) -> Mapping[str, Value]:
+    attributes: dict[str, Value] = {
+        "gen_ai.provider.name": engine,
+        "gen_ai.operation.name": operation,
+        "otel_llm.phase": name,
+    }
+    if between:
+        attributes["otel_llm.phase.between"] = between
+    return MappingProxyType(attributes)  # an encoder may keep what it makes of it
 
 
 def _name(timeline: Timeline) -> str:
