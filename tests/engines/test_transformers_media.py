@@ -1,4 +1,4 @@
-"""Models beyond text, with loops and ``generate`` methods of their own, and the modes that old versions still had."""
+"""Models beyond text, with loops and ``generate`` methods of their own."""
 
 from __future__ import annotations
 
@@ -113,24 +113,3 @@ def test_a_generate_that_goes_straight_to_the_loop(seen: list[Timeline]) -> None
     assert {phase.name for phase in timeline.phases()} >= {"prefill", "decode"}
     assert_adds_up(timeline)
     assert (failed.outcome, failed.error_type) == ("error", "RuntimeError")
-
-
-@pytest.mark.parametrize(
-    ("method", "arguments"),
-    [
-        ("_contrastive_search", {"penalty_alpha": 0.6, "top_k": 4}),
-        ("_dola_decoding", {"dola_layers": "low"}),
-        ("_group_beam_search", {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}),
-        ("_constrained_beam_search", {"num_beams": 3, "force_words_ids": [[40]]}),
-    ],
-)
-def test_modes_that_have_left_the_library(seen: list[Timeline], method: str, arguments: dict[str, Any]) -> None:
-    model = tiny.plain_qwen2()
-    if not hasattr(model, method):
-        pytest.skip(f"this version of transformers has no {method}")
-    output = model.generate(tiny.prompt(), max_new_tokens=7, eos_token_id=tiny.EOS, **arguments)
-    (timeline,) = seen
-    assert timeline.output_tokens == output.shape[1] - 6
-    assert timeline.prompt_tokens == 6
-    assert {phase.name for phase in timeline.phases()} == {"prefill", "decode", "postprocess"}
-    assert_adds_up(timeline)

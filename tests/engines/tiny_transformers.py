@@ -70,19 +70,21 @@ def watched(*details: bool) -> Iterator[Seen]:
 
 
 class SlowQwen2(Qwen2ForCausalLM):
-    """Sleeps in each forward as told, and notes when each one ended."""
+    """Sleeps in each forward as told, and notes when each one began and ended."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
         self.delays: list[float] = []
         """Seconds for the coming calls; the last one is repeated."""
         self.forwards: list[int] = []
+        self.begins: list[int] = []
 
     def get_compiled_call(self, compile_config: Any) -> Any:
         return self.__call__  # clocks cannot be compiled; old versions compile on the CPU as well
 
     @functools.wraps(Qwen2ForCausalLM.forward)  # generate looks at the signature
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.begins.append(time.monotonic_ns())
         if self.delays:
             time.sleep(self.delays.pop(0) if len(self.delays) > 1 else self.delays[0])
         output = super().forward(*args, **kwargs)
