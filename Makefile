@@ -9,7 +9,7 @@ bin := $(VENV)/bin
 recipe := scripts/environment.sh pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-backends lint versions test-versions test-soak test-faults soak format clean
+.PHONY: help demo test test-backends lint versions test-versions test-soak test-faults soak format clean bench
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
@@ -50,6 +50,10 @@ test-faults: $(VENV)/.test ## Every fault of every collector, 150 forks, 100,000
 
 soak: $(VENV)/.test ## A vLLM server under mixed traffic while its collector comes and goes: memory, threads, account (MINUTES=30)
 	$(bin)/python -m tests.faults.soak --minutes $(MINUTES)
+
+bench: $(VENV)/.test ## What it costs, on real engines and against peers too (downloads those; wants a machine that does nothing else)
+	@PYTHON=$(bin)/python benchmarks/peers.sh .cache/peers
+	@$(bin)/python -m benchmarks --engines --peers .cache/peers
 
 format: $(VENV)/.test ## Put all files into the common style
 	$(bin)/ruff check --fix
