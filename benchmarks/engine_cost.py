@@ -111,7 +111,7 @@ def frontend_step(core: Core) -> Callable[[], None]:
     def step() -> None:
         setattr(core, KEY, "m")
         core.process_outputs(outputs)
-        setattr(core, KEY, Object(model="m", shared=False))
+        setattr(core, KEY, Object(model="m", shared=None))
         core.record(scheduler, iteration, 0)
 
     return step

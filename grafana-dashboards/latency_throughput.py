@@ -71,8 +71,7 @@ def _where_time_goes() -> Section:
                 "of the gauges of waiting and running requests.",
                 reading="How many requests are in each phase at once. Counted when requests end, so the stack lags by "
                 "about one request behind the engine's gauges, which know `queue`, `prefill` and `decode` only. "
-                "Where several API servers share an engine, each reports its gauges and the dashed line is as "
-                "many times too high.",
+                "Where several API servers share an engine, the highest of their gauges counts.",
             ),
             time_series(
                 "95th percentile of each phase",

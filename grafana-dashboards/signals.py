@@ -91,8 +91,8 @@ class Metric:
         return replace(self, matchers=tuple(m for m in self.matchers if "$" not in m))
 
     def average(self, *by: str) -> str:
-        """Mean over the window, of a gauge, added up over engines."""
-        return f"sum{_group(by)}(avg_over_time({self._series('')}))"
+        """Mean over the window, of a gauge, added up over engines; of several that tell of one, the highest."""
+        return f"sum{_group(by)}({self.highest(*_ONE_ENGINE, *by)})"
 
     def highest(self, *by: str) -> str:
         """The highest of engines' means over the window, of a gauge."""
@@ -154,6 +154,9 @@ class Metric:
         name = prometheus_name(self.instrument) + part
         matchers = f"{{{', '.join(self.matchers)}}}" if self.matchers else ""
         return f"{name}{matchers}[{self.window}]{self.offset}"
+
+
+_ONE_ENGINE: Final = (label("otel_llm.engine.id"), label("otel_llm.engine.index"))
 
 
 def _group(by: tuple[str, ...]) -> str:

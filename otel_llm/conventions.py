@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from otel_llm.client_timeline import CLIENT_PHASES, METHODS
-from otel_llm.engine_instruments import ENGINE_INSTRUMENTS
+from otel_llm.engine_instruments import ENGINE_ATTRIBUTES, ENGINE_INSTRUMENTS
 from otel_llm.instrument_rows import LATENCY_SECONDS, TOKEN_SECONDS, Attribute, Instrument
 from otel_llm.timeline import PHASES
 
@@ -63,10 +63,7 @@ ATTRIBUTES: Final = {
             "double",
             "Seconds of queue by the engine's own account, which leaves out the wait in its input queue.",
         ),
-        Attribute(
-            "otel_llm.engine.index", "int", "Which of the engines that serve a model side by side (data parallel)."
-        ),
-        Attribute("otel_llm.state", "string", "Where the engine's scheduler has a request.", ("waiting", "running")),
+        *ENGINE_ATTRIBUTES,
         Attribute(
             "otel_llm.engine.grammar_wait", "double", "Seconds of queue in which the grammar was not yet compiled."
         ),

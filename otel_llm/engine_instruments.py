@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from typing import Final
 
-from otel_llm.instrument_rows import BATCH_REQUESTS, STEP_TOKENS, TOKEN_SECONDS, Instrument
+from otel_llm.instrument_rows import BATCH_REQUESTS, STEP_TOKENS, TOKEN_SECONDS, Attribute, Instrument
 
 _ENGINE: Final = ("gen_ai.provider.name", "gen_ai.request.model", "otel_llm.engine.index")
+_GAUGE: Final = (*_ENGINE, "otel_llm.engine.id")
+
+ENGINE_ATTRIBUTES: Final = (
+    Attribute("otel_llm.engine.index", "int", "Which of the engines that serve a model side by side (data parallel)."),
+    Attribute(
+        "otel_llm.engine.id",
+        "string",
+        "Of a gauge: the same in all processes that are told of one engine, else that of the process.",
+    ),
+    Attribute("otel_llm.state", "string", "Where the engine's scheduler has a request.", ("waiting", "running")),
+)
 
 ENGINE_INSTRUMENTS: Final = (
     Instrument(
         "otel_llm.engine.requests",
         "observable_gauge",
         "{request}",
-        "Requests that the engine's scheduler holds. Where several API servers are told of one engine: the highest.",
-        (*_ENGINE, "otel_llm.state"),
+        "Requests that the engine's scheduler holds. Of one otel_llm.engine.id and index, the highest counts.",
+        (*_GAUGE, "otel_llm.state"),
     ),
     Instrument(
         "otel_llm.engine.kv_cache.usage",
         "observable_gauge",
         "{fraction}",
         "Share of the KV cache in use, 0 to 1.",
-        _ENGINE,
+        _GAUGE,
     ),
     Instrument(
         "otel_llm.engine.sleep_level",
         "observable_gauge",
         "{level}",
         "0 awake, 1 weights offloaded, 2 weights discarded; once the engine has been put to sleep.",
-        _ENGINE,
+        _GAUGE,
     ),
     Instrument(
         "otel_llm.engine.prefix_cache.queries",

@@ -25,8 +25,8 @@ class EngineState(NamedTuple):
     model: str | None
     rank: int = 0
     """Which of the engines that serve the model side by side (data parallel)."""
-    shared: bool = False
-    """Whether other processes are told of the same engine, each of a part: what was told here soon goes stale."""
+    shared: str | None = None
+    """An id of the engine, if other processes are told of it too, each of a part: what was told soon goes stale."""
 
     running: int | None = None
     """Requests in the batch that goes on."""

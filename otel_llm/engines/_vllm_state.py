@@ -27,8 +27,8 @@ class Watched:
     def __init__(self, call: Call) -> None:
         self.model = served_model(call.get("vllm_config").model_config)
         self.engines = tuple(call.get("engine_idxs") or (0,))
-        self.shared = call.get("client_count", 1) > 1
-        """Whether other API servers are told of these engines too."""
+        self.shared = call.get("vllm_config").instance_id if call.get("client_count", 1) > 1 else None
+        """The id of these engines, if other API servers are told of them too."""
 
 
 def hooks(probe: Probe) -> tuple[Hook, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -57,7 +58,8 @@ SHARED_SECONDS: Final = 10.0
 class _Engine:
     """One engine as this process was told of it."""
 
-    def __init__(self, engine: str, model: str | None, index: int) -> None:
+    def __init__(self, engine: str, model: str | None, index: int, key: str) -> None:
+        self.key = key
         self.labels: Labels = {
             "gen_ai.provider.name": sanitize.text(engine),
             "gen_ai.request.model": sanitize.OTHER if model is None else sanitize.text(model),
@@ -67,6 +69,10 @@ class _Engine:
         self.stale_at = math.inf
         self.totals: Counter[str] = Counter()
         self.steps: deque[tuple[object, ...]] = deque()
+
+    def gauge_labels(self) -> Labels:
+        """Where several processes tell of one engine, one of them is to be taken."""
+        return {**self.labels, "otel_llm.engine.id": self.key}
 
     def known(self, field: str) -> float | None:
         """What was told last, if it still holds and is a number."""
@@ -79,6 +85,7 @@ class EngineWriter:
     def __init__(self, meter: Meter) -> None:
         self._engines: dict[tuple[str, str | None, int], _Engine] = {}
         self._lock = threading.Lock()
+        self._key = uuid.uuid4().hex[:12]  # made anew in a forked child, as all of this
         self._batch = histogram(meter, "otel_llm.engine.batch.size")
         self._tokens = histogram(meter, "otel_llm.engine.step.tokens")
         self._duration = histogram(meter, "otel_llm.engine.step.duration")
@@ -101,8 +108,8 @@ class EngineWriter:
                 faults.warn("engine.steps", "otel_llm: nobody collects metrics, steps of %s are left out", said.engine)
             return
         with self._lock:  # two engines of one name may tell at once
-            if said.shared:
-                engine.stale_at = time.monotonic() + SHARED_SECONDS
+            if said.shared is not None:
+                engine.key, engine.stale_at = sanitize.text(said.shared), time.monotonic() + SHARED_SECONDS
             for field, value in zip(_LAST, _last_of(said), strict=True):
                 if value is not None:
                     engine.last[field] = value
@@ -115,7 +122,7 @@ class EngineWriter:
             if len(self._engines) >= ENGINE_LIMIT:
                 faults.warn("engine.limit", "otel_llm: more than %d engines, later ones are left out", ENGINE_LIMIT)
                 return None
-            made = _Engine(said.engine, said.model, said.rank)
+            made = _Engine(said.engine, said.model, said.rank, self._key)
             return self._engines.setdefault((said.engine, said.model, said.rank), made)
 
     def _known(self) -> tuple[_Engine, ...]:
@@ -125,12 +132,12 @@ class EngineWriter:
         for engine in self._known():
             for state in _STATES:
                 if (number := engine.known(state)) is not None:
-                    yield Observation(number, {**engine.labels, "otel_llm.state": state})
+                    yield Observation(number, {**engine.gauge_labels(), "otel_llm.state": state})
 
     def _told(self, field: str) -> Iterator[Observation]:
         for engine in self._known():
             if (value := engine.known(field)) is not None:
-                yield Observation(value, engine.labels)
+                yield Observation(value, engine.gauge_labels())
 
     def _counted(self, field: str) -> Iterator[Observation]:
         for engine in self._known():

@@ -59,6 +59,7 @@ class Metrics:
                     continue
                 for point in metric.data.data_points:
                     labels = dict(point.attributes or {})
+                    labels.pop("otel_llm.engine.id", None)
                     which = [labels.pop(key) for key in ("otel_llm.state", "otel_llm.phase") if key in labels]
                     assert labels == LABELS
                     found[" ".join((metric.name, *map(str, which)))] = point

@@ -78,7 +78,7 @@ def test_emitted_equals_declared() -> None:
     faults.errors["test"] += 1
     recorder.record(TokenGaps("vllm", "tiny", {0.02: 3}))
     told = dict.fromkeys(EngineState._fields, 1)
-    recorder.record(EngineState(**{**told, "engine": "vllm", "model": "tiny"}))  # type: ignore[arg-type]
+    recorder.record(EngineState(**{**told, "engine": "vllm", "model": "tiny", "shared": None}))  # type: ignore[arg-type]
     recorder.record(EngineStep("vllm", "tiny", 1, requests=3, tokens=22, prefill_tokens=20, duration=0.01))
     inner = reader.get_metrics_data()
     assert inner is not None

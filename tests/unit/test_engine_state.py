@@ -21,6 +21,7 @@ class Collected:
 
     def __init__(self, *, own: bool) -> None:
         self._reader = InMemoryMetricReader()
+        self.keys = set[tuple[Any, Any]]()
         provider = MeterProvider([self._reader])
         self._bulk = BulkMeterProvider(provider) if own else None
         self.recorder = Recorder(None, self._bulk or provider, loss=Loss() if own else None)
@@ -39,6 +40,8 @@ class Collected:
                         value = point.value if isinstance(point, NumberDataPoint) else (point.count, point.sum)
                         rest = dict(point.attributes or {})
                         index = rest.pop("otel_llm.engine.index")
+                        if "otel_llm.engine.id" in rest:
+                            self.keys.add((index, rest.pop("otel_llm.engine.id")))
                         key = (index, *(rest[key] for key in ("otel_llm.state", "otel_llm.phase") if key in rest))
                         found[metric.name.removeprefix("otel_llm.engine."), key] = value
         return found
@@ -103,13 +106,15 @@ def test_what_others_may_have_been_told_since_is_not_said(
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     collected.recorder.record(state(rank=0, running=3, prefix_cache_hits=1))
-    collected.recorder.record(state(rank=1, running=3, prefix_cache_hits=1, shared=True))
+    collected.recorder.record(state(rank=1, running=3, prefix_cache_hits=1, shared="a1b2c"))
     assert {key for name, key in collected.points() if name == "requests"} == {(0, "running"), (1, "running")}
     now += engine_metrics.SHARED_SECONDS
     assert {key for name, key in collected.points() if name == "requests"} == {(0, "running")}
     assert collected.points()["prefix_cache.hits", (1,)] == 1, "counts add up, however old"
-    collected.recorder.record(state(rank=1, running=0, shared=True))
+    collected.recorder.record(state(rank=1, running=0, shared="a1b2c"))
     assert collected.points()["requests", (1, "running")] == 0
+    assert {index for index, key in collected.keys if key == "a1b2c"} == {1}
+    assert {index for index, key in collected.keys if len(key) == 12} == {0}, "of this process"
 
 
 def test_engines_and_steps_are_bounded(collected: Collected, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_the_tokens_of_prompts() -> None:
 
 
 def test_engines_of_several_api_servers_are_shared() -> None:
-    config = Object(model_config=Object(served_model_name=["served", "alias"]))
+    config = Object(model_config=Object(served_model_name=["served", "alias"]), instance_id="a1b2c")
     watched = _vllm_state.Watched(Call({}, None, (), {"vllm_config": config, "engine_idxs": [2, 3], "client_count": 2}))
-    assert (watched.model, watched.engines, watched.shared) == ("served", (2, 3), True)
-    assert not _vllm_state.Watched(Call({}, None, (), {"vllm_config": config})).shared
+    assert (watched.model, watched.engines, watched.shared) == ("served", (2, 3), "a1b2c")
+    assert _vllm_state.Watched(Call({}, None, (), {"vllm_config": config})).shared is None
