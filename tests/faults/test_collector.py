@@ -129,7 +129,7 @@ def test_a_collector_that_is_killed_and_comes_back(protocol: str, tmp_path: Path
     """
     Loss is said once when it begins and once when it ends; cumulative metrics lose nothing.
 
-    Seen to fail without Outage: a line per failed batch, and none at the end.
+    Seen to fail with an Outage that does not end: nothing was said when the collector was back.
     """
     program = """
     requests = made = 0
