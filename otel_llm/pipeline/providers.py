@@ -22,7 +22,7 @@ from opentelemetry.sdk.environment_variables import (
     OTEL_SDK_DISABLED,
 )
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
@@ -96,12 +96,14 @@ class Pipeline:
         return spans
 
     def _metrics(self, resource: Resource) -> MeterProvider | None:
-        exporters = [CountingMetricExporter(exporter, self.loss.metrics) for exporter in self._load("metrics")]
-        if not exporters:
+        found = self._load("metrics")
+        if not found:
             return None
-        readers = [PeriodicExportingMetricReader(exporter) for exporter in exporters]
+        pulled = [reader for reader in found if isinstance(reader, MetricReader)]  # Prometheus comes for them
+        exporters = [CountingMetricExporter(e, self.loss.metrics) for e in found if e not in pulled]
+        readers = [*pulled, *(PeriodicExportingMetricReader(exporter) for exporter in exporters)]
         provider = MeterProvider(readers, resource, shutdown_on_exit=False)
-        if all(takes_bulk(exporter) for exporter in exporters):
+        if not pulled and all(takes_bulk(exporter) for exporter in exporters):
             self.bulk = BulkMeterProvider(provider)
             for exporter in exporters:
                 exporter.complete = self.bulk.complete
