@@ -311,7 +311,8 @@ def overlapping(engine: tuple[Any, Metrics], tiny_model: Path) -> Iterator[Any]:
     patch.setattr(CpuPlatform, "check_and_update_config", classmethod(forced))
     model = str(tiny_model)
     let_vllm_search()
-    yield LLM(model=model, enforce_eager=True, max_model_len=512, served_model_name="tiny").llm_engine
+    llm = LLM(model=model, enforce_eager=True, max_model_len=512, served_model_name="tiny")
+    yield llm.llm_engine
     patch.undo()
 
 
