@@ -194,8 +194,8 @@ def test_nothing_private_leaves(protocol: str, tmp_path: Path) -> None:
     """
     Prompts, errors that quote them, baggage, cookies, URLs, credentials: in no exported byte and no line of a log.
 
-    Everything logs at DEBUG. Seen to fail with the exception itself in faults.warn (the log), and with
-    baggage read by capture (the spans).
+    Everything logs at DEBUG, but for uvicorn itself. Seen to fail with the exception, instead of the lines of its
+    traceback, in faults.warn.
     """
     program = (
         """
@@ -234,11 +234,8 @@ otel_llm.add_sink(broken)
         bodies = b"".join(part for part in to.sent if b"x-api-key" not in part.lower())
         assert len(bodies) > 1000
         assert CANARY.encode() not in bodies
-        ours = [line for line in errors.splitlines() if "otel_llm" in line or "opentelemetry" in line]
-        assert any("error in sink" in line for line in ours), errors
-        # uvicorn and the application log what they will: only what is said by us and for us is looked at.
-        assert CANARY not in "\n".join(ours)
-        assert "ValueError" in errors
+        assert CANARY not in errors, next(line for line in errors.splitlines() if CANARY in line)
+        assert "error in sink (1 so far): ValueError" in errors
         assert errors.count("error in sink") == 1, f"at most once in {QUIET_SECONDS} s"
 
 
@@ -248,7 +245,7 @@ def test_credentials_are_nowhere(protocol: str, fault: str, tmp_path: Path) -> N
     """
     Those of the collector are in no log (at DEBUG), no ``repr``, no ``status()``, no resource.
 
-    Seen to fail without _QUIET where an exporter logs its URL.
+    Seen to fail with the exporters themselves, instead of their names, in ``status()``.
     """
     program = """
     import logging
