@@ -15,6 +15,7 @@ import aiohttp
 import callers
 import pytest
 from live import Recorded
+from opentelemetry.trace import SpanKind
 
 from otel_llm.demo import tiny_model
 from otel_llm.demo.server import MODEL, Server
@@ -134,7 +135,7 @@ def test_a_client_takes_the_engine_figures_of_a_server_that_tells_no_times(
 
 def _inner_spans(receiver: Receiver, recorded: Recorded) -> dict[str, int]:
     """Duration of each phase of the request of this client, by its server."""
-    (client,) = recorded.spans.get_finished_spans()
+    (client,) = [span for span in recorded.spans.get_finished_spans() if span.kind is SpanKind.CLIENT]
     assert client.context is not None
     trace = f"{client.context.trace_id:032x}"
     return {span.name: span.end - span.start for span in receiver.spans() if span.trace_id == trace}
