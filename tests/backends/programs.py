@@ -64,10 +64,10 @@ class Database:
         series = self._query("query", {"query": query, "time": time.time() if at is None else at})
         return {frozenset(one["metric"].items()): float(one["value"][1]) for one in series}
 
-    def wait_for(self, query: str, seconds: float = 20.0) -> None:
-        """Return as soon as the query has a result. Raises TimeoutError."""
+    def wait_for(self, query: str, seconds: float = 20.0, at: float | None = None) -> None:
+        """Return as soon as the query has a result, at a time (now unless given). Raises TimeoutError."""
         deadline = time.monotonic() + seconds
-        while not self.select(query):
+        while not self.select(query, at):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no result within {seconds:g} s: {query}")
             time.sleep(0.05)

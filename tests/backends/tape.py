@@ -25,6 +25,18 @@ class Tape(Receiver):
     def messages(self) -> list[ExportMetricsServiceRequest]:
         return [ExportMetricsServiceRequest.FromString(body) for body in self.metrics]
 
+    def last_export(self, histogram: str) -> float:
+        """When it was last exported, seconds since the epoch."""
+        return max(
+            point.time_unix_nano / 1e9
+            for message in self.messages()
+            for resource in message.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == histogram
+            for point in metric.histogram.data_points
+        )
+
     def play_http(self, url: str) -> None:
         """To a URL that takes metrics, OTLP over HTTP."""
         # Loopback: no proxy.

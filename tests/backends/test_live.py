@@ -26,6 +26,7 @@ from otel_llm.timeline import PHASES, UNSPLIT
 pytestmark = [pytest.mark.vllm, pytest.mark.transformers]
 
 WINDOW = "4s"
+REQUESTS = "gen_ai.server.request.duration"
 NOWHERE = "http://127.0.0.1:1/v1/traces"
 
 FRONT_PAGE = "otel-llm-latency-throughput"
@@ -106,9 +107,11 @@ def played(request: pytest.FixtureRequest, run: LiveRun, tmp_path_factory: pytes
 
 
 def arrived(run: LiveRun, database: Database) -> Played:
-    """Once the last of it is there."""
-    total = sum(map(len, run.timelines.values()))
-    database.wait_for(f"sum(last_over_time(gen_ai_server_request_duration_seconds_count[10m])) == {total}")
+    """Once all of it is there: the last of the counts, and of the exports."""
+    name, total = f"{REQUESTS.replace('.', '_')}_seconds_count", sum(map(len, run.timelines.values()))
+    last = run.tape.last_export(REQUESTS)
+    for condition in (f"sum(last_over_time({name}[10m])) == {total}", f"max(timestamp({name})) >= {last:.3f}"):
+        database.wait_for(condition, at=last + 1)
     return Played(run, database)
 
 
