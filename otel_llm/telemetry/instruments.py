@@ -140,15 +140,16 @@ class MetricWriter:
         extra = timeline.attributes
         if "otel_llm.network.method" in extra:
             seconds = float(extra["otel_llm.network.duration"])
-            record.append((of.network[str(extra["otel_llm.network.method"])], seconds))
+            if 0.0 <= seconds < sanitize.SECONDS_LIMIT:
+                record.append((of.network[str(extra["otel_llm.network.method"])], seconds))
         if timeline.outcome == "ok" and timeline.output_tokens:
             first, each = timeline.time_to_first_token(), timeline.time_per_output_token()
             if first is not None:
                 record.append((of.first_token, first / 1e9))
             if each is not None:
                 record.append((of.per_token, each / 1e9))
-        if not all(0.0 <= value < sanitize.SECONDS_LIMIT for _, value in record):
-            record = [(series, value) for series, value in record if 0.0 <= value < sanitize.SECONDS_LIMIT]
+        if not record[0][1] < sanitize.SECONDS_LIMIT:  # what is part of a believable duration is believable
+            record = [(series, value) for series, value in record if value < sanitize.SECONDS_LIMIT]
         for kind, tokens in (
             ("input", timeline.prompt_tokens),
             ("cached_input", timeline.cached_tokens),
