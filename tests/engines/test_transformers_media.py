@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,17 +10,17 @@ import pytest
 import torch
 
 from otel_llm.testing import assert_adds_up
-from otel_llm.timeline import Timeline
 from tests.engines import tiny_transformers as tiny
+from tests.engines.test_transformers_modes import slowed
 
 
 @pytest.fixture
-def seen() -> Iterator[list[Timeline]]:
+def seen() -> Iterator[tiny.Seen]:
     with tiny.watched() as timelines:
         yield timelines
 
 
-def test_speech_to_text(seen: list[Timeline]) -> None:
+def whisper() -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     config = WhisperConfig(
@@ -40,16 +41,46 @@ def test_speech_to_text(seen: list[Timeline]) -> None:
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
+    torch.manual_seed(1)
     model = WhisperForConditionalGeneration(config).eval()
+    model.generation_config.no_timestamps_token_id = 100
+    return model
+
+
+def test_speech_to_text(seen: tiny.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = whisper()
+    heard = slowed(model.get_encoder(), monkeypatch, 0.05)
     model.generate(torch.randn(2, 8, 3000), max_new_tokens=6, min_new_tokens=6)
     (timeline,) = seen
     assert (timeline.operation, timeline.model) == ("generate_content", "WhisperForConditionalGeneration")
     assert timeline.prompt_tokens is None, "sound is not counted in tokens"
     assert [child.output_tokens for child in timeline.children] == [6, 6]
+    assert timeline.scheduled is not None
+    assert timeline.first_token is not None
+    assert timeline.scheduled <= heard[0][0] < heard[0][1] <= timeline.first_token
     assert_adds_up(timeline)
 
 
-def test_image_and_text_to_text(seen: list[Timeline]) -> None:
+def test_long_speech_is_one_request_for_each_piece(seen: tiny.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop of the model's own around ``generate``: what is between the pieces belongs to none of them."""
+    model = whisper()
+    heard = slowed(model.get_encoder(), monkeypatch, 0.05)
+    model.generate(torch.randn(1, 8, 7000), return_timestamps=True, max_new_tokens=5, min_new_tokens=5)
+    assert len(seen) == len(heard) >= 2
+    for timeline, (begin, end) in zip(seen, heard, strict=True):
+        assert timeline.scheduled is not None
+        assert timeline.first_token is not None
+        assert timeline.scheduled <= begin < end <= timeline.first_token
+        assert_adds_up(timeline)
+    assert all(left.ended <= right.start for left, right in itertools.pairwise(seen))
+
+
+def tower(model: Any) -> Any:
+    """Whatever looks at the pictures."""
+    return next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
+
+
+def test_image_and_text_to_text(seen: tiny.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     vision = CLIPVisionConfig(
@@ -65,6 +96,7 @@ def test_image_and_text_to_text(seen: list[Timeline]) -> None:
         vision_config=vision, text_config=tiny.qwen2().config, image_token_index=100, image_seq_length=4
     )
     model = LlavaForConditionalGeneration(config).eval()
+    looked = slowed(tower(model), monkeypatch, 0.05)
     ids = torch.tensor([[10, 100, 100, 100, 100, 11, 12], [0, 10, 100, 100, 100, 100, 12]])
     output = model.generate(
         input_ids=ids, attention_mask=(ids != 0).long(), pixel_values=torch.randn(2, 3, 28, 28), max_new_tokens=5
@@ -73,6 +105,59 @@ def test_image_and_text_to_text(seen: list[Timeline]) -> None:
     assert timeline.operation == "generate_content"
     assert [child.prompt_tokens for child in timeline.children] == [7, 6], "the places of an image are tokens"
     assert timeline.output_tokens == output[:, 7:].numel() == 10
+    assert timeline.scheduled is not None
+    assert timeline.first_token is not None
+    assert len(looked) == 1
+    assert timeline.scheduled <= looked[0][0] < looked[0][1] <= timeline.first_token
+    assert_adds_up(timeline)
+
+
+def test_music(seen: tiny.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real model whose ``generate`` goes straight to the loop, and makes sound of its codes afterwards."""
+    from transformers import (
+        EncodecConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenForConditionalGeneration,
+        T5Config,
+    )
+
+    text = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    codec = EncodecConfig(
+        codebook_size=32,
+        codebook_dim=8,
+        hidden_size=8,
+        num_filters=2,
+        num_lstm_layers=1,
+        upsampling_ratios=[2, 2],
+        target_bandwidths=[240.0],  # four codebooks
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=32,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_codebooks=4,
+        pad_token_id=32,
+        bos_token_id=32,
+    )
+    parts = MusicgenConfig(text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder.to_dict())
+    model = MusicgenForConditionalGeneration(parts).eval()
+    model.generation_config.decoder_start_token_id = model.generation_config.pad_token_id = 32
+    read = slowed(model.text_encoder, monkeypatch, 0.05)
+    steps = slowed(model.decoder, monkeypatch, 0.02)
+    model.generate(input_ids=torch.arange(6).reshape(1, 6), max_new_tokens=8, do_sample=False)
+    (timeline,) = seen
+    assert (timeline.operation, timeline.model) == ("generate_content", "MusicgenForConditionalGeneration")
+    assert timeline.output_tokens is None
+    assert timeline.first_token is not None
+    assert timeline.last_token is not None
+    assert timeline.scheduled is not None
+    assert read[0][1] <= timeline.scheduled, "what comes before its loop is not seen"
+    inside = [(begin, end) for begin, end in steps if begin >= timeline.scheduled]
+    assert inside[0][1] <= timeline.first_token <= inside[1][0]
+    assert inside[-1][1] <= timeline.last_token
     assert_adds_up(timeline)
 
 
@@ -100,7 +185,7 @@ class Straight(tiny.SlowQwen2):
             )
 
 
-def test_a_generate_that_goes_straight_to_the_loop(seen: list[Timeline]) -> None:
+def test_a_generate_that_goes_straight_to_the_loop(seen: tiny.Seen) -> None:
     model = Straight(tiny.qwen2().config).eval()
     assert model.generate(tiny.prompt(2)).shape == (2, 10)
     error = RuntimeError()
