@@ -155,8 +155,9 @@ class MetricWriter:
             ("cached_input", timeline.cached_tokens),
             ("output", timeline.output_tokens),
         ):
-            if tokens and sanitize.count(tokens):
-                record.append((of.tokens[kind], tokens))
+            # A series begins at zero, or the rate of a database misses its first tokens.
+            if (tokens or kind not in of.tokens) and (counted := sanitize.count(tokens)) is not None:
+                record.append((of.tokens[kind], counted))
         if of.slo is not None and self._targets is not None:
             verdict = judge(timeline, phases, self._targets)
             if verdict is not None:
