@@ -140,7 +140,8 @@ class Timeline:
         index, begin = -1, 0
         for following, end in stamps.items():
             if end > begin and index >= 0:
-                parts.append(_part(index, following, begin, end))
+                usual = following == index + 1
+                parts.append(Phase(PHASES[index], begin, end) if usual else _part(index, following, begin, end))
             index, begin = following, end
         if index == _POSTPROCESS:
             parts.extend(self._postprocess(begin))
@@ -210,8 +211,8 @@ class Timeline:
         """Delivery after the last token; the part blocked by the peer is network."""
         stall = self.stall if 0 <= self.stall <= self.ended - begin else 0
         turn = self.ended - stall
-        parts = (Phase(PHASES[_POSTPROCESS], begin, turn), Phase("network", turn, self.ended))
-        return [part for part in parts if part.duration]
+        parts = [Phase(PHASES[_POSTPROCESS], begin, turn)] if turn > begin else []
+        return parts if turn == self.ended else [*parts, Phase("network", turn, self.ended)]
 
 
 def _part(index: int, following: int, begin: int, end: int) -> Phase:
