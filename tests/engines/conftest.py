@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -39,3 +40,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from otel_llm.demo import tiny_model
 
     return tiny_model.build(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_engine_of_before() -> None:
+    """An engine in this process that is collected later would take the process groups of its successor with it."""
+    gc.collect()

@@ -15,6 +15,7 @@ import otel_llm
 from otel_llm.testing import assert_adds_up, recording
 from otel_llm.timeline import Timeline
 from tests.engines import tiny_vllm, vllm_live
+from tests.engines.test_vllm_offline import Delay, Truth, core, nothing, wrapped
 
 pytestmark = pytest.mark.vllm
 reader = InMemoryMetricReader()
@@ -72,24 +73,14 @@ def test_embeddings(embedder: Any) -> None:
 
 
 def test_a_delay_of_the_model_is_prefill(embedder: Any) -> None:
-    executor = embedder.llm_engine.engine_core.engine_core.model_executor
-    execute, took = executor.execute_model, []
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        begin = time.monotonic_ns()
-        time.sleep(0.3)
-        took.append(time.monotonic_ns() - begin)
-        return execute(*args, **kwargs)
-
-    executor.execute_model = slow
-    try:
-        with recording() as seen:
+    delay, truth = Delay(0.3, range(1)), Truth()
+    with recording() as seen, truth.watch(embedder):
+        with wrapped(core(embedder).model_executor, "execute_model", delay, nothing):
             embedder.embed([vllm_live.prompt(5)], use_tqdm=False)
-    finally:
-        del executor.execute_model
     (timeline,) = seen
     (prefill,) = [phase.duration for phase in timeline.phases() if phase.name == "prefill"]
-    assert took[0] <= prefill < took[0] * 1.25
+    assert delay.took <= prefill
+    assert abs(prefill - (truth.updated[0] - truth.scheduled[0])) <= delay.took / 10
 
 
 def test_scores_by_embeddings(embedder: Any) -> None:
