@@ -74,9 +74,9 @@ def test_embeddings(embedder: Any) -> None:
 
 def test_a_delay_of_the_model_is_prefill(embedder: Any) -> None:
     delay, truth = Delay(0.3, range(1)), Truth()
-    with recording() as seen, truth.watch(embedder):
-        with wrapped(core(embedder).model_executor, "execute_model", delay, nothing):
-            embedder.embed([vllm_live.prompt(5)], use_tqdm=False)
+    slow = wrapped(core(embedder).model_executor, "execute_model", delay, nothing)
+    with recording() as seen, truth.watch(embedder), slow:
+        embedder.embed([vllm_live.prompt(5)], use_tqdm=False)
     (timeline,) = seen
     (prefill,) = [phase.duration for phase in timeline.phases() if phase.name == "prefill"]
     assert delay.took <= prefill
