@@ -124,17 +124,24 @@ def write(results: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Return 1 if a test failed, or a target is missing."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     if arguments != ["--table"]:
-        results |= {"torch": version("torch").partition("+")[0], "transformers": version("transformers")}
-        results["sources"] = sources()
+        about = {"torch": version("torch").partition("+")[0], "transformers": version("transformers")}
+        about["sources"] = sources()
         for number in arguments or RUN:
-            results["runs"][number] = run(number)
-            print(f"vllm {number}: {results['runs'][number]}", flush=True)
-        results["runs"] = {number: results["runs"][number] for number in RUN if number in results["runs"]}
+            counts = run(number)
+            print(f"vllm {number}: {counts}", flush=True)
+            results = kept()
+            runs = {**results.get("runs", {}), number: counts}
+            write({**results, **about, "runs": {known: runs[known] for known in RUN if known in runs}})
+    results = kept()
     write(results)
     failed = any(run["failed"] for run in results["runs"].values())
     return int(failed or any(verdict != "ok" for verdict in results["sources"].values()))
+
+
+def kept() -> dict[str, Any]:
+    """The last results, of whichever releases there are some."""
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
 
 
 if __name__ == "__main__":
