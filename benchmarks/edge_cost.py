@@ -18,7 +18,7 @@ from otel_llm.clients import _attempt
 from otel_llm.servers import asgi
 from otel_llm.servers._connection import Connection
 
-ROUNDS, TOKENS, CALLS = 15, 20_000, 500
+ROUNDS, TOKENS, CALLS = 100, 2_000, 50
 EVENT = b'data: {"choices":[{"index":0,"text":" token"}]}\n\n'
 OUT = outlet.Outlet(lambda _timeline: None, lambda headers=None: None, lambda _operation, _model, _start: None, True)
 HEADERS = {"content-type": "text/event-stream"}

@@ -22,7 +22,7 @@ def costs() -> dict[str, float]:
         del os.environ[name]
     try:
         with sink() as url:
-            return request_cost.measure(url, rounds=12)
+            return request_cost.measure(url, rounds=60)
     finally:
         os.environ.clear()
         os.environ.update(before)
