@@ -77,4 +77,5 @@ HOOKS: Final = (
     Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), _preprocess, required=False),
     # Before version 5.
     Hook((_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), _preprocess, required=False),
+    Hook((_FOLDER + "text2text_generation:TranslationPipeline.preprocess",), _preprocess, required=False),
 )

@@ -120,11 +120,11 @@ def _config(hidden: int) -> Qwen2Config:
     )
 
 
-def t5(*, seed: int = 1) -> T5ForConditionalGeneration:
+def t5(*, seed: int = 1, vocabulary: int = VOCABULARY) -> T5ForConditionalGeneration:
     """An encoder-decoder."""
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         d_model=64,
         d_kv=16,
         d_ff=128,
