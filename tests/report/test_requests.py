@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_llm.report import otlp
 from otel_llm.report.requests import Request, requests
-from otel_llm.telemetry.spans import SpanWriter
+from otel_llm.telemetry.spans import SpanWriter, TracerSpans
 from otel_llm.timeline import Timeline, merged
 
 WALL = 1_700_000_000_000_000_000
@@ -23,7 +23,7 @@ def over_the_wire(timelines: Sequence[Timeline]) -> list[otlp.Span]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    writer = SpanWriter(provider.get_tracer("test"), public_endpoint=False)
+    writer = SpanWriter(TracerSpans(provider.get_tracer("test")), public_endpoint=False)
     for timeline in timelines:
         writer.write(timeline, timeline.phases(), Context())
     return list(otlp.spans(encode_spans(exporter.get_finished_spans()).SerializeToString()))
