@@ -20,9 +20,11 @@ import slo
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
+from otel_llm.dashboards import native_histograms
+
 FOLDER = Path(__file__).resolve().parent
 JSON = FOLDER / "json"
-RULES = FOLDER.parent / "integrations" / "prometheus" / "otel-llm.rules.yml"
+RULES = FOLDER.parent / "integrations" / "prometheus"
 
 PAGES = (latency_throughput, queueing, slo, network, instances, load_test, caches)
 
@@ -34,11 +36,15 @@ def rendered() -> dict[str, str]:
     }
 
 
-def rules() -> str:
-    """Text of the rules file."""
+def rules() -> dict[str, str]:
+    """Text of each rules file by its name: for explicit histograms, and for native ones."""
     head = "# Built by grafana-dashboards/build.py from otel_llm/conventions.py.\n"
-    body: str = yaml.safe_dump(alerts.build(), sort_keys=False, width=10_000)
-    return head + body
+    explicit, native = alerts.build(), alerts.build()
+    for group in native["groups"]:
+        for rule in group["rules"]:
+            rule["expr"] = native_histograms(rule["expr"])
+    files = {"otel-llm.rules.yml": explicit, "otel-llm-native.rules.yml": native}
+    return {name: head + yaml.safe_dump(body, sort_keys=False, width=10_000) for name, body in files.items()}
 
 
 def main() -> None:
@@ -48,7 +54,8 @@ def main() -> None:
         (JSON / stale).unlink()
     for name, content in files.items():
         (JSON / name).write_text(content, encoding="utf-8")
-    RULES.write_text(rules(), encoding="utf-8")
+    for name, content in rules().items():
+        (RULES / name).write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":

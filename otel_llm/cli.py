@@ -34,13 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     actions = boards.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="write them as JSON files, to import or to provision")
     export.add_argument("folder", type=Path)
-    export.set_defaults(call=lambda options: _export(options.folder))
+    export.set_defaults(call=lambda options: _export(options.folder, native=options.native_histograms))
     push = actions.add_parser(
         "push", help="create or update them in a Grafana", epilog="The variable GRAFANA_TOKEN holds the access token."
     )
     push.add_argument("url", help="for example http://localhost:3000")
     push.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    push.set_defaults(call=lambda options: _push(options.url, dry_run=options.dry_run))
+    push.set_defaults(
+        call=lambda options: _push(options.url, dry_run=options.dry_run, native=options.native_histograms)
+    )
+    for action in (export, push):
+        action.add_argument(
+            "--native-histograms", action="store_true", help="for a Prometheus that stores histograms as native ones"
+        )
 
     show = commands.add_parser("demo", help="serve a tiny model with vLLM and show where each request's time goes")
     demo.add_arguments(show)
@@ -67,15 +73,15 @@ def _run(words: list[str]) -> int:
         return 127
 
 
-def _export(folder: Path) -> int:
+def _export(folder: Path, *, native: bool) -> int:
     from otel_llm import dashboards
 
-    for path in dashboards.export(folder):
+    for path in dashboards.export(folder, native=native):
         print(path)
     return 0
 
 
-def _push(url: str, *, dry_run: bool) -> int:
+def _push(url: str, *, dry_run: bool, native: bool) -> int:
     from otel_llm import dashboards
 
     token = os.environ.get(dashboards.TOKEN, "")
@@ -83,7 +89,7 @@ def _push(url: str, *, dry_run: bool) -> int:
         print(f"otel-llm dashboards push: {dashboards.TOKEN} is not set", file=sys.stderr)
         return 2
     try:
-        for pushed in dashboards.push(url, token, dry_run=dry_run):
+        for pushed in dashboards.push(url, token, dry_run=dry_run, native=native):
             print(f"{pushed.state:9}  {pushed.title}")
     except dashboards.GrafanaError as error:
         print(f"otel-llm dashboards push: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,10 +74,12 @@ class Database:
             time.sleep(0.05)
 
     def select_range(self, query: str, start: float, end: float, step: float) -> Series:
-        """(time, value) pairs by label set; times in seconds since the epoch."""
+        """(time, value) pairs by label set, times in seconds since the epoch; of a native histogram its count."""
         series = self._query("query_range", {"query": query, "start": start, "end": end, "step": step})
         return {
             frozenset(one["metric"].items()): [(stamp, float(value)) for stamp, value in one["values"]]
+            if "values" in one
+            else [(stamp, float(histogram["count"])) for stamp, histogram in one["histograms"]]
             for one in series
         }
 
@@ -101,7 +104,7 @@ class Collector:
 @contextmanager
 def victoria_metrics(program: Path, folder: Path) -> Iterator[Database]:
     """Run VictoriaMetrics with its data in ``folder``."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         str(program),
         f"-storageDataPath={folder / 'data'}",
@@ -124,7 +127,7 @@ def prometheus(program: Path, agent: Path, folder: Path) -> Iterator[Database]:
     Debian's has no OTLP receiver: an agent takes OTLP in its place, gives the
     series their job and instance, and writes them on.
     """
-    address, otlp = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    address, otlp = (f"127.0.0.1:{free_port()}" for _ in range(2))
     config = folder / "prometheus.yml"
     config.write_text("storage: {tsdb: {out_of_order_time_window: 5m}}\n")
     command = [
@@ -148,13 +151,40 @@ def prometheus(program: Path, agent: Path, folder: Path) -> Iterator[Database]:
         _running(command, folder / "prometheus.log", [address]),
         _running(agent_command, folder / "vmagent.log", [otlp]),
     ):
+        _until_ready(address)
         yield Database(f"http://{address}", f"http://{otlp}/opentelemetry/v1/metrics")
+
+
+@contextmanager
+def scraping_prometheus(program: Path, folder: Path, port: int, *, seconds: float) -> Iterator[Database]:
+    """Run Prometheus, which scrapes a port of loopback and stores histograms as explicit and as native ones."""
+    address = f"127.0.0.1:{free_port()}"
+    config = folder / "prometheus.yml"
+    config.write_text(
+        "scrape_configs:\n"
+        "- job_name: workload\n"
+        f"  scrape_interval: {int(seconds * 1000)}ms\n"
+        f"  scrape_timeout: {int(seconds * 1000)}ms\n"
+        "  convert_classic_histograms_to_nhcb: true\n"
+        "  always_scrape_classic_histograms: true\n"
+        f"  static_configs: [{{targets: ['127.0.0.1:{port}']}}]\n"
+    )
+    command = [
+        str(program),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--enable-feature=native-histograms",
+    ]
+    with _running(command, folder / "prometheus.log", [address]):
+        _until_ready(address)
+        yield Database(f"http://{address}", otlp_metrics="")
 
 
 @contextmanager
 def rotel(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> Iterator[Collector]:
     """Run rotel, which passes metrics and traces on over OTLP/HTTP to these URLs."""
-    grpc, http = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    grpc, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     command = [
         str(program),
         "start",
@@ -175,7 +205,7 @@ def rotel(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> It
 @contextmanager
 def otelcol(program: Path, folder: Path, *, metrics_to: str, traces_to: str) -> Iterator[Collector]:
     """Run the OpenTelemetry Collector with the minimal configuration that we ship."""
-    grpc, http = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    grpc, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
     command = [
         str(program),
         f"--config={COLLECTOR_CONFIG}",
@@ -215,6 +245,19 @@ def _running(
                 process.wait()
 
 
+def _until_ready(address: str) -> None:
+    """Prometheus listens before it can answer."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            _get(f"http://{address}/-/ready")
+            return
+        except urllib.error.HTTPError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _accepts(address: str) -> bool:
     host, port = address.rsplit(":", 1)
     try:
@@ -224,7 +267,8 @@ def _accepts(address: str) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import promql
 import pytest
 
 from otel_llm import dashboards
@@ -84,6 +85,16 @@ def test_export_writes_every_dashboard(tmp_path: Path, capsys: pytest.CaptureFix
     expected = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
     assert {path.name: path.read_bytes() for path in target.iterdir()} == expected
     assert capsys.readouterr().out.splitlines() == [str(target / name) for name in sorted(expected)]
+
+
+def test_export_for_native_histograms_asks_for_no_part_of_an_explicit_one(tmp_path: Path) -> None:
+    assert main(["dashboards", "export", "--native-histograms", str(tmp_path)]) == 0
+    parts = [name for name, instrument in promql.metrics().items() if instrument.kind == "histogram"]
+    for path in FOLDER.glob("*.json"):
+        explicit, native = path.read_text(encoding="utf-8"), (tmp_path / path.name).read_text(encoding="utf-8")
+        assert [part for part in parts if part in explicit]
+        assert not [part for part in parts if part in native]
+        assert json.loads(native)["uid"] == json.loads(explicit)["uid"]
 
 
 def test_push_creates_then_leaves_alone_then_repairs(grafana: Grafana, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,13 @@ def test_rule_1_files_are_what_the_program_builds(tmp_path: Path) -> None:
     assert json.loads(built.stdout) == {path.name: path.read_text(encoding="utf-8") for path in FILES}
 
 
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_rule_15_every_query_parses(name: str) -> None:
+    """15. One that does not is an error message in place of a panel."""
+    for _, target in rules.targets(DASHBOARDS[name]):
+        assert promql.parsed(promql.expression(target)) is not None
+
+
 def test_there_are_dashboards() -> None:
     assert FRONT_PAGE in DASHBOARDS
     assert {dashboard["uid"] for dashboard in DASHBOARDS.values()} == set(DASHBOARDS)

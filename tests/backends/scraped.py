@@ -1,0 +1,38 @@
+"""
+The workload of ``workload`` as a service that is scraped, with a meter provider of its own.
+
+    scraped.py SECONDS PORT     handles ``FIRST`` requests, waits, handles the others, and stays until its input ends
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import workload
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import start_http_server
+
+import otel_llm
+
+SCRAPE_SECONDS = 0.5
+
+if __name__ == "__main__":
+    seconds, port = float(sys.argv[1]), int(sys.argv[2])
+    otel_llm.instrument(
+        slo={"ttft": workload.TTFT_TARGET, "tpot": workload.TPOT_TARGET},
+        tracer_provider=TracerProvider(),
+        meter_provider=MeterProvider([PrometheusMetricReader()]),
+    )
+    start_http_server(port, addr="127.0.0.1")
+    for request in workload.REQUESTS[: workload.FIRST]:
+        workload.call(request)
+    # All series are seen once: later increases are those of the other requests.
+    time.sleep(4 * SCRAPE_SECONDS)
+    rest = workload.REQUESTS[workload.FIRST :]
+    for request in rest:
+        workload.call(request)
+        time.sleep(seconds / len(rest))
+    sys.stdin.read()
