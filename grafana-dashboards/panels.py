@@ -162,7 +162,7 @@ def word(
 ) -> Panel:
     """The name of the one series that an instant query returns, with its value."""
     builder = _stat("percentunit").decimals(0)
-    builder.text_mode(kinds.BigValueTextMode.VALUE_AND_NAME)
+    builder.text_mode(kinds.BigValueTextMode.VALUE_AND_NAME).no_value("No requests")
     for name, colour in colours.items():
         builder.override_by_name(name, [_fixed(colour)])
     return Panel(builder, width, 6, title, formula, reading, [target], instant=True)

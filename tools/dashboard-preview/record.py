@@ -36,11 +36,10 @@ EXPORT_SECONDS = 2
 
 
 class Recorded(NamedTuple):
-    """What was exported, and when the loads began and the last one ended, seconds since the epoch."""
+    """What was exported, and when each load began and ended, seconds since the epoch."""
 
     metrics: list[bytes]
-    began: list[float]
-    end: float
+    loads: list[tuple[float, float]]
 
 
 class Server(demo_server.Server):
@@ -57,18 +56,18 @@ def run_id(sequences: int) -> str:
     return f"batch of {sequences}"
 
 
-async def hold(server: Server, seconds: float) -> float:
-    """One level of concurrency after the other; return when that began, seconds since the epoch."""
+async def hold(server: Server, seconds: float) -> tuple[float, float]:
+    """One level of concurrency after the other; return when that began and ended."""
     await server.ready()
     began = time.time()
     for concurrency in CONCURRENCY:
         # Each level sends the same prompts again, which fills the prefix cache.
         await Load(server.url, demo_server.MODEL).run(Level(concurrency), seconds, server.check)
-    return began
+    return began, time.time()
 
 
-def run(server: Server, seconds: float) -> float:
-    """Load a server from start to stop; return when the load began."""
+def run(server: Server, seconds: float) -> tuple[float, float]:
+    """Load a server from start to stop; return when the load began and ended."""
     server.start()
     try:
         return asyncio.run(hold(server, seconds))
@@ -87,12 +86,12 @@ def record(seconds: float) -> Recorded:
             OTEL_METRIC_EXPORT_INTERVAL=str(EXPORT_SECONDS * 1000),
         )
         otel_llm.instrument(service_name="load-generator")
-        began = [
+        loads = [
             run(Server(model, tape.url, folder / f"vllm-{sequences}.log", sequences), seconds)
             for sequences in SEQUENCES
         ]
         otel_llm.uninstrument()
-        return Recorded(tape.metrics, began, time.time())
+        return Recorded(tape.metrics, loads)
 
 
 def draw(recorded: Recorded, folder: Path) -> None:
@@ -105,7 +104,7 @@ def draw(recorded: Recorded, folder: Path) -> None:
         programs.victoria_metrics(victoria_metrics, Path(temporary)) as database,
     ):
         tape.play_http(database.otlp_metrics)
-        first, second = recorded.began
+        (first, _), (second, end) = recorded.loads
         for dashboard in sorted((preview.HERE.parents[1] / "grafana-dashboards" / "json").glob("*.json")):
             preview.draw(
                 dashboard,
@@ -113,7 +112,7 @@ def draw(recorded: Recorded, folder: Path) -> None:
                 {
                     "api": database.url,
                     "start": str(int(second)),
-                    "end": str(int(recorded.end)),
+                    "end": str(int(end)),
                     "export-interval": str(EXPORT_SECONDS),
                     # The load test compares the runs, the other pages show the second one.
                     "var-run": run_id(SEQUENCES[1]),
