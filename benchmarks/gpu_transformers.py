@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink
 from benchmarks.transformers_overhead import classes
-from benchmarks.vllm_overhead import OURS, otel_llm_arm
+from benchmarks.vllm_overhead import OURS, otel_llm_arm, our_patches
 
 PROMPT_TOKENS = 512
 
@@ -60,8 +60,8 @@ def run(chosen: argparse.Namespace, url: str, torch: Any) -> None:
     from otel_llm.testing import recording
 
     model = model_on(torch)
-    arms = Arms(classes)
-    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0"}))
+    arms = Arms(classes())
+    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0"}), our_patches)
     cache = {"cache_implementation": "static"} if chosen.static_cache else {}
     print(f"{torch.cuda.get_device_name()}; {machine('transformers', 'torch', 'opentelemetry-sdk')}")
 

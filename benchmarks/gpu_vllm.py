@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink
-from benchmarks.vllm_overhead import OURS, classes, otel_llm_arm
+from benchmarks.vllm_overhead import OURS, classes, otel_llm_arm, our_patches
 
 PROMPT = "Explain where the time of a request goes."
 
@@ -46,8 +46,8 @@ def run(chosen: argparse.Namespace, url: str, device: str) -> None:
     os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     from vllm import LLM, SamplingParams
 
-    arms = Arms(classes)
-    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0"}))
+    arms = Arms(classes())
+    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0"}), our_patches)
     with arms.switched_on(OURS):
         llm: Any = LLM(model=chosen.model, disable_log_stats=False, enable_prefix_caching=False)
     params = SamplingParams(max_tokens=chosen.tokens, ignore_eos=True, temperature=0)

@@ -51,12 +51,16 @@ def sink() -> Iterator[str]:
         process.wait()
 
 
+Patch = tuple[Any, str, Any, Any]
+"""Owner, attribute, what stood there (None if it was inherited), what stands there now."""
+
+
 class Arms:
     """What each instrumentation puts in the place of what, so that it can be put there and taken away."""
 
-    def __init__(self, owners: Callable[[], Sequence[Any]]) -> None:
+    def __init__(self, owners: Sequence[Any]) -> None:
         self._owners = owners
-        self._patches: dict[str, list[tuple[Any, str, Any, Any]]] = {BARE: []}
+        self._patches: dict[str, list[Patch]] = {BARE: []}
         self.flush: dict[str, Callable[[], object]] = {BARE: lambda: None}
         self.on: dict[str, Callable[[bool], object]] = {}
         self.missing: dict[str, str] = {}
@@ -66,28 +70,32 @@ class Arms:
         """All that could be set up."""
         return list(self._patches)
 
-    def add(self, name: str, set_up: Callable[[], Callable[[], object]]) -> None:
-        """Set one up; ``set_up`` returns what sends out all that is queued. One that fails is left out, and named."""
+    def add(
+        self, name: str, set_up: Callable[[], Callable[[], object]], patches: Callable[[], list[Patch]] | None = None
+    ) -> None:
+        """
+        Set one up; ``set_up`` returns what sends out all that is queued.
+
+        ``patches`` says what it has patched; without it, that is seen on the
+        owners. One that fails is left out, and named.
+        """
         before = self._state()
         try:
             self.flush[name] = set_up()
         except Exception as error:
             self.missing[name] = f"{type(error).__name__}: {error}"[:160]
-            after = self._state()
-            self._put([(owner, key, before.get((owner, key)), value) for (owner, key), value in after.items()], False)
-            return
+        seen = patches() if patches is not None else self._changed(before)
+        if name not in self.missing:
+            self._patches[name] = seen
+        self._put(seen, False)
+
+    def _changed(self, before: dict[tuple[Any, str], Any]) -> list[Patch]:
         after = self._state()
-        patches = [
-            (owner, key, before.get((owner, key)), value)
-            for (owner, key), value in after.items()
-            if before.get((owner, key)) is not value
-        ]
-        self._patches[name] = patches
-        self._put(patches, False)
+        return [(*place, before.get(place), value) for place, value in after.items() if before.get(place) is not value]
 
     def alias(self, name: str, of: str) -> None:
         """The same patches, told apart by ``on``."""
-        self._patches[name], self.flush[name] = self._patches[of], self.flush[of]
+        self._patches[name] = self._patches[of]
 
     @contextmanager
     def switched_on(self, name: str) -> Iterator[None]:
@@ -103,10 +111,10 @@ class Arms:
             self._put(self._patches[name], False)
 
     def _state(self) -> dict[tuple[Any, str], Any]:
-        return {(owner, key): value for owner in self._owners() for key, value in vars(owner).items() if _plain(key)}
+        return {(owner, key): value for owner in self._owners for key, value in vars(owner).items() if _plain(key)}
 
     @staticmethod
-    def _put(patches: list[tuple[Any, str, Any, Any]], on: bool) -> None:
+    def _put(patches: list[Patch], on: bool) -> None:
         for owner, key, before, after in patches:
             if on:
                 setattr(owner, key, after)

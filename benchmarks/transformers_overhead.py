@@ -20,21 +20,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink, use_peers
-from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm
+from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm, our_patches
 
 FEW, MANY = 1, 16
 PROMPT = "A request waits in the queue"
 
 
 def classes() -> Sequence[Any]:
-    """Whatever any of them wraps."""
+    """What the others wrap things of."""
     from transformers import TextGenerationPipeline
 
-    from otel_llm import instrumentation
-
-    active = instrumentation._active
-    ours = [] if active is None else [p.parent for patcher in active.patchers.values() for p in patcher._patches]
-    return list(dict.fromkeys([TextGenerationPipeline, *ours]))
+    return [TextGenerationPipeline]
 
 
 def openllmetry() -> Callable[[], object]:
@@ -72,8 +68,8 @@ def run(url: str, number: int) -> None:
     model = str(build(Path(tempfile.gettempdir()) / "otel-llm-bench-model"))
     pipe: Any = transformers.pipeline("text-generation", model=model)
 
-    arms = Arms(classes)
-    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}))
+    arms = Arms(classes())
+    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}), our_patches)
     arms.alias(OURS_1, OURS)
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink, use_peers
+from benchmarks.paired import BARE, Arms, Patch, cell, machine, rounds, sink, use_peers
 
 REQUESTS, FEW, MANY = 16, 8, 64
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
@@ -29,7 +29,7 @@ OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 
 
 def classes() -> Sequence[Any]:
-    """Whatever any of them wraps."""
+    """What the others wrap things of."""
     from vllm.entrypoints.llm import LLM
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -38,12 +38,17 @@ def classes() -> Sequence[Any]:
     from vllm.v1.metrics.loggers import StatLoggerManager
     from vllm.v1.metrics.stats import IterationStats
 
+    return [LLM, AsyncLLM, LLMEngine, InputProcessor, OutputProcessor, StatLoggerManager, IterationStats]
+
+
+def our_patches() -> list[Patch]:
+    """What the hooks have put in place."""
     from otel_llm import instrumentation
 
-    known = [LLM, AsyncLLM, LLMEngine, InputProcessor, OutputProcessor, StatLoggerManager, IterationStats]
     active = instrumentation._active
-    ours = [] if active is None else [p.parent for patcher in active.patchers.values() for p in patcher._patches]
-    return list(dict.fromkeys([*known, *ours]))
+    assert active is not None
+    placed = [patch for patcher in active.patchers.values() for patch in patcher._patches]
+    return [(patch.parent, patch.attribute, patch.own, patch.wrapper) for patch in placed]
 
 
 def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[], object]]:
@@ -61,6 +66,7 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
             pipelines.append(made := Pipeline("bench", frozenset({"traces", "metrics"})))
             recorder = Recorder(made.spans, made.bulk, loss=made.loss)
             arms.on[name] = lambda on, recorder=recorder: setattr(live(), "recorder", recorder) if on else None
+            arms.flush[name] = made.spans.force_flush
         os.environ["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         otel_llm.instrument(
             engines=["vllm", "transformers"],
@@ -71,7 +77,7 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
         def live() -> Any:
             return instrumentation._live.get()
 
-        return lambda: [pipeline.spans.force_flush() for pipeline in pipelines]
+        return cast("Callable[[], object]", pipelines[0].spans.force_flush)
 
     return set_up
 
@@ -145,8 +151,8 @@ def run(url: str, number: int) -> None:
     from otel_llm.demo.tiny_model import build
 
     model = build(Path(tempfile.gettempdir()) / "otel-llm-bench-model")
-    arms = Arms(classes)
-    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}))
+    arms = Arms(classes())
+    arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}), our_patches)
     arms.alias(OURS_1, OURS)
     with arms.switched_on(OURS):
         llm = LLM(
