@@ -209,6 +209,17 @@ def test_queries_hold_the_variables_they_should(run: Run) -> None:
     assert not run.backend.select(interpolate(expr, "60s"), at=run.end)
 
 
+def test_a_load_test_is_chosen_by_its_run_id(run: Run) -> None:
+    def values(side: str, **ids: str) -> list[float]:
+        expr = interpolate(expression("otel-llm-load-test", "Requests per second", side), "4s", **ids)
+        series = run.backend.select_range(expr, run.start, run.end, step=1.0).values()
+        return [value for points in series for _, value in points]
+
+    assert values("A", run=RUN_ID, other_run="another")
+    assert not values("B", run=RUN_ID, other_run="another")
+    assert values("B", run="another", other_run=RUN_ID, baseline="1ms")
+
+
 def test_dashboards_are_found() -> None:
     names: set[Any] = {query.dashboard for query in QUERIES}
     assert "otel-llm-latency-throughput" in names

@@ -53,7 +53,7 @@ class Server(demo_server.Server):
 
 def run_id(sequences: int) -> str:
     """What tells the run apart on the load test page."""
-    return f"batch of {sequences}"
+    return f"batch-{sequences}"
 
 
 async def hold(server: Server, seconds: float) -> tuple[float, float]:
