@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -149,7 +148,21 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"ok"})
 """
-SERVICE = "import otel_llm\n" + REQUEST + SERVER + "\notel_llm.instrument()\none()\nprint('ready')"
+AT_ITS_START = (
+    SERVER
+    + """
+async def begun(scope, receive, send):
+    if scope["type"] != "lifespan": return await app(scope, receive, send)
+    await receive()
+    otel_llm.instrument()
+    one()
+    print("ready")
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+uvicorn.run(begun, port={port})
+"""
+)
 BEGIN = EXIT_TIMED + "otel_llm.instrument()\ntimed()\none()\nprint('ready')\n"
 ENDINGS = {
     "return": (BEGIN, None, 0),
@@ -167,11 +180,7 @@ ENDINGS = {
         signal.SIGTERM,
         -signal.SIGTERM,
     ),
-    "SIGTERM, instrumented by the running server": (
-        'import uvicorn\nuvicorn.run("service:app", port={port})',
-        signal.SIGTERM,
-        -signal.SIGTERM,
-    ),
+    "SIGTERM, instrumented by the running server": (AT_ITS_START, signal.SIGTERM, -signal.SIGTERM),
     "SIGTERM with a handler of the service": (
         BEGIN.replace("ready", "not yet")
         + "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('ready')\ntime.sleep(60)",
@@ -181,13 +190,11 @@ ENDINGS = {
 }
 
 
-def end(ending: str, endpoint: str, folder: Path) -> tuple[int, str, float]:
+def end(ending: str, endpoint: str) -> tuple[int, str, float]:
     """Exit status, output after the end was asked for, and how long it took."""
     program, number, _ = ENDINGS[ending]
     port = int(nobody().rpartition(":")[2])
-    (folder / "service.py").write_text(SERVICE)
-    paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = start(program.replace("{port}", str(port)), endpoint, PYTHONPATH=paths)
+    process = start(program.replace("{port}", str(port)), endpoint)
     assert process.stdout is not None
     while "ready" not in process.stdout.readline():
         assert process.poll() is None
@@ -202,14 +209,14 @@ def end(ending: str, endpoint: str, folder: Path) -> tuple[int, str, float]:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_is_queued_is_sent_at_the_end(ending: str, receiver: Receiver, tmp_path: Path) -> None:
+def test_what_is_queued_is_sent_at_the_end(ending: str, receiver: Receiver) -> None:
     """
     And the exit status is the service's own.
 
-    Seen to fail without _arm_sigterm (SIGTERM, uvicorn.run), without the hook on uvicorn's shutdown (the
-    running server), without atexit (the others): nothing arrived.
+    Seen to fail without _arm_sigterm (SIGTERM, uvicorn.run), without the hook on uvicorn's shutdown (the running
+    server), without both of atexit and the finaliser of multiprocessing (the others): nothing arrived.
     """
-    status, _, _ = end(ending, receiver.url, tmp_path)
+    status, _, _ = end(ending, receiver.url)
     assert status == ENDINGS[ending][2]
     assert len(roots(receiver)) == 1
     assert counted(receiver) == [1]
@@ -222,10 +229,10 @@ def test_what_is_queued_is_sent_at_the_end(ending: str, receiver: Receiver, tmp_
         for ending in ENDINGS
     ],
 )
-def test_no_end_waits_for_a_silent_collector(ending: str, tmp_path: Path) -> None:
+def test_no_end_waits_for_a_silent_collector(ending: str) -> None:
     """Seen to fail without the threads of Pipeline._together: 10 s and more, the exporter's own time-out."""
     with black_hole() as endpoint:
-        status, _, took = end(ending, endpoint, tmp_path)
+        status, _, took = end(ending, endpoint)
     assert status == ENDINGS[ending][2]
     assert took < EXIT_LIMIT + EXIT_SLACK, took
 
