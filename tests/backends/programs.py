@@ -50,6 +50,12 @@ def rotel_program() -> Path:
     return Path(spec.origin).with_name("rotel-agent")
 
 
+def installed_engine(name: str) -> None:
+    """Raise MissingProgramError if an engine cannot be imported; it is not imported."""
+    if importlib.util.find_spec(name) is None:
+        raise MissingProgramError(f"no {name} in this Python")
+
+
 @dataclass(frozen=True)
 class Database:
     """A time-series database that answers PromQL."""

@@ -15,9 +15,9 @@ from functools import partial
 from typing import NamedTuple
 
 import pytest
-from live_run import SEQUENCES, TPOT_TARGET, TTFT_TARGET, Kept, LiveRun, record
+from live_run import SEQUENCES, TPOT_TARGET, TTFT_TARGET, WINDOW_SECONDS, Kept, LiveRun, record
 from obtain import obtained
-from programs import Database, installed_program, otelcol, rotel, rotel_program, victoria_metrics
+from programs import Database, installed_engine, installed_program, otelcol, rotel, rotel_program, victoria_metrics
 from queries import QUERIES, expression, front_page, interpolate
 
 from otel_llm import conventions
@@ -25,7 +25,8 @@ from otel_llm.timeline import PHASES, UNSPLIT
 
 pytestmark = [pytest.mark.vllm, pytest.mark.transformers]
 
-WINDOW = "4s"
+ENGINES = ("vllm", "transformers")
+WINDOW = f"{WINDOW_SECONDS:g}s"
 REQUESTS = "gen_ai.server.request.duration"
 NOWHERE = "http://127.0.0.1:1/v1/traces"
 
@@ -75,6 +76,8 @@ class Played(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> LiveRun:
+    for engine in ENGINES:
+        obtained(partial(installed_engine, engine))
     return record(tmp_path_factory.mktemp("run"))
 
 
@@ -196,9 +199,6 @@ def per_token(timelines: list[Kept]) -> list[float]:
         for request in timelines
         if request["outcome"] == "ok" and request["output_tokens"] > 1
     ]
-
-
-ENGINES = ("vllm", "transformers")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
