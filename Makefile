@@ -39,8 +39,9 @@ lint: $(VENV)/.test ## Style and types: ruff, mypy --strict, pyright
 versions: $(VENV)/.test ## Hold the hooks to the sources of every engine version that is claimed (downloads their wheels)
 	$(bin)/python tools/versions.py
 
-test-versions: $(VENV)/.test ## Run the vLLM tests on several vLLM releases, and bring the README's table up to date (20 minutes)
+test-versions: $(VENV)/.test ## Run the engines' tests on several of their releases, and bring the README's table up to date (40 minutes)
 	$(bin)/python tools/run_versions.py
+	$(bin)/python tools/run_versions.py transformers
 
 test-soak: $(VENV)/.test ## 2,000 requests at a vLLM server, many of them aborted or refused: every one is accounted for
 	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m soak tests/engines

