@@ -150,7 +150,9 @@ def test_music(seen: tiny.Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = slowed(model.decoder, monkeypatch, 0.02)
     model.generate(input_ids=torch.arange(6).reshape(1, 6), max_new_tokens=8, do_sample=False)
     (timeline,) = seen
-    assert (timeline.operation, timeline.model) == ("generate_content", "MusicgenForConditionalGeneration")
+    assert timeline.model == "MusicgenForConditionalGeneration"
+    if hasattr(model, "output_modalities"):  # old versions do not say what comes out
+        assert timeline.operation == "generate_content"
     assert timeline.output_tokens is None
     assert timeline.first_token is not None
     assert timeline.last_token is not None

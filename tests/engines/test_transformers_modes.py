@@ -64,7 +64,9 @@ def against_the_clock(model: tiny.SlowQwen2, seen: tiny.Seen, mode: Mode) -> Tim
     arguments = {"max_new_tokens": TOKENS, **mode.arguments}
     inputs = {} if "inputs_embeds" in arguments else {"inputs": tiny.prompt()}
     early, late = [], []
-    for _ in range(5):  # an interruption between two clocks may spoil one call, not all
+    # Before each of its passes on a static cache an old version is busy for milliseconds.
+    close = MILLISECOND if "cache_implementation" not in arguments else 50 * MILLISECOND
+    while len(early) < 40 and not (early and min(early) < close):  # interruptions between two clocks spoil some calls
         seen.clear()
         model.begins.clear()
         model.forwards.clear()
@@ -81,8 +83,7 @@ def against_the_clock(model: tiny.SlowQwen2, seen: tiny.Seen, mode: Mode) -> Tim
         early.append(model.begins[first] - timeline.first_token)
         late.append(timeline.last_token - model.forwards[-1])
         assert_adds_up(timeline)
-    if "cache_implementation" not in arguments:  # before each of its passes old versions are busy for milliseconds
-        assert min(early) < MILLISECOND
+    assert min(early) < close
     assert min(late) < 5 * MILLISECOND  # beams are sorted out after the last pass
     return timeline
 
