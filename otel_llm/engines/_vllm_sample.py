@@ -84,8 +84,8 @@ class Sample:
         if stamps.queued and stamps.scheduled:
             found["otel_llm.engine.queue_time"] = (stamps.scheduled - stamps.queued) / 1e9
         ready = nanoseconds(received(self.headers, GRAMMAR_READY))
-        if stamps.queued and ready:
-            found["otel_llm.engine.grammar_wait"] = max(ready - stamps.queued, 0) / 1e9
+        if stamps.queued and stamps.scheduled and ready:  # it may become ready during the call that schedules
+            found["otel_llm.engine.grammar_wait"] = max(min(ready, stamps.scheduled) - stamps.queued, 0) / 1e9
         transfer = received(self.headers, KV_TRANSFER)
         if transfer is not None:
             found["otel_llm.engine.kv_transfer_wait"] = transfer

@@ -56,6 +56,9 @@ def llm(tiny_model: Path) -> Iterator[Any]:
     if vllm_live.has_option("per_request_spec_decode_metrics"):
         options["per_request_spec_decode_metrics"] = "summary"
     yield LLM(model=str(tiny_model), enforce_eager=True, **options)
+    from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
+
+    ensure_kv_transfer_shutdown()  # it is one per process, whatever its engine
     patch.undo()
     otel_llm.uninstrument()
 
@@ -237,6 +240,7 @@ def test_an_error_in_any_rare_hook_leaves_the_engine_and_its_answers_alone(
 
     def some() -> list[Any]:
         outputs = llm.generate([vllm_live.prompt(6)], chosen, use_tqdm=False)
+        llm.reset_prefix_cache()
         llm.generate([vllm_live.prompt(40)], params(), use_tqdm=False)  # it answers with what the memory held
         found = llm.beam_search([{"prompt": vllm_live.prompt(5)}], BeamSearchParams(beam_width=2, max_tokens=2))
         llm.llm_engine.logger_manager.record_sleep_state(0, 0)
