@@ -79,7 +79,7 @@ class SpanQueue:
         self._delay = setting(OTEL_BSP_SCHEDULE_DELAY, 5000) / 1000
         self._waiting: deque[Decided] = deque()
         self._taken = 0
-        self._flushed: list[threading.Event] = []
+        self._flushes: deque[threading.Event] = deque()
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._closed = False
@@ -110,7 +110,7 @@ class SpanQueue:
     def flush(self, seconds: float | None) -> bool:
         """Send what is queued by now; False if that takes longer. None waits for it."""
         done = threading.Event()
-        self._flushed.append(done)
+        self._flushes.append(done)
         self._wake.set()
         return done.wait(seconds)
 
@@ -127,10 +127,10 @@ class SpanQueue:
             self._wake.wait(self._delay)
             self._wake.clear()
             closing = self._closed
-            flushed, self._flushed = self._flushed, []
+            flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
             while self._waiting:
                 self._send()
-            for done in flushed:
+            for done in flushes:
                 done.set()
             if closing:
                 return
