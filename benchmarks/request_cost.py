@@ -19,6 +19,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+
 import otel_llm
 from benchmarks.paired import machine, sink
 from otel_llm.config import Settings, Targets
@@ -82,6 +89,14 @@ def per_call(call: Callable[[], object], calls: int = CALLS) -> float:
     for _ in range(calls):
         call()
     return (time.thread_time_ns() - begin) / calls / 1000
+
+
+def sdk(url: str, ratio: float) -> Recorder:
+    """As with an application's own providers: every span and measurement through the SDK."""
+    traces = TracerProvider(ParentBasedTraceIdRatio(ratio), shutdown_on_exit=False)
+    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{url}/v1/traces")))
+    metrics = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+    return Recorder(traces, metrics, targets=Targets(0.5, 0.05))
 
 
 class Item:
@@ -148,8 +163,8 @@ def export(made: Pipeline) -> Callable[[], float]:
     return lambda: per_call(lambda: outlet.deliver(queue.kept, lambda: None), 1) / len(queue.kept)
 
 
-def measure(url: str, rounds: int = ROUNDS) -> dict[str, float]:
-    """Microseconds by the names of BUDGETS, and the calibration."""
+def measure(url: str, rounds: int = ROUNDS, *, compare: bool = False) -> dict[str, float]:
+    """Microseconds by the names of BUDGETS, the calibration and, to compare, the SDK's own way."""
     os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     (everything, all_of_them), (a_few, one_percent) = pipeline("1.0"), pipeline("0.01")
     cases: dict[str, Callable[[], float]] = {
@@ -162,6 +177,10 @@ def measure(url: str, rounds: int = ROUNDS) -> dict[str, float]:
         "watched": lambda: per_token(watched=True),
         "nothing": lambda: per_call(nothing, 2_000),
     }
+    if compare:
+        all_by_sdk, few_by_sdk = sdk(url, 1.0), sdk(url, 0.01)
+        cases["sdk all"] = lambda: per_call(lambda: all_by_sdk.record(timeline()))
+        cases["sdk few"] = lambda: per_call(lambda: few_by_sdk.record(timeline()))
     least = {name: case() for name, case in cases.items()}
     for _ in range(rounds):
         for name, case in cases.items():
@@ -177,18 +196,22 @@ def measure(url: str, rounds: int = ROUNDS) -> dict[str, float]:
         next(names): least["watched"] - least["plain"],
         next(names): least["nothing"],
     }
+    if compare:
+        found["own providers, 100 % sampled"] = least["sdk all"] - least["loop"]
+        found["own providers, 1 % sampled"] = least["sdk few"] - least["loop"]
     return found | {"calibration": least["calibration"]}
 
 
 def main() -> None:
     with sink() as url:
-        found = measure(url)
+        found = measure(url, compare=True)
     slow = found.pop("calibration") / CALIBRATION_US
     print(machine("opentelemetry-sdk"))
     print(f"least of {ROUNDS} interleaved rounds, us of thread CPU; this machine took {slow:.2f} times as long as")
     print("the one of docs/cost.md for the calibration loop")
     for name, cost in found.items():
-        print(f"  {name:<34} {cost:8.2f}   budget {BUDGETS[name]:g}")
+        budget = f"   budget {BUDGETS[name]:g}" if name in BUDGETS else ""
+        print(f"  {name:<34} {cost:8.2f}{budget}")
 
 
 if __name__ == "__main__":
