@@ -77,6 +77,7 @@ class Pipeline:
         resource = resource.merge(Resource({SERVICE_INSTANCE_ID: instance}))
         self.loss = Loss()
         self._sampled_per_second = sampled_per_second
+        self._waited, self._waited_until = 0.0, -math.inf
         self.exporters: dict[str, tuple[str, ...]] = {}
         self.bulk: BulkMeterProvider | None = None
         """The meter provider to record with, where the exporters take what it makes."""
@@ -139,9 +140,14 @@ class Pipeline:
         threads = [threading.Thread(target=_guarded, args=(p, method), daemon=True) for p in providers]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + EXIT_SECONDS
+        began = time.monotonic()
+        # A server that shuts down flushes, and closes at once after that: both together have the time.
+        used = self._waited if began - self._waited_until < EXIT_SECONDS else 0.0
+        deadline = began + EXIT_SECONDS - used
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._waited_until = time.monotonic()
+        self._waited = used + self._waited_until - began
 
 
 def _guarded(provider: Any, method: str) -> None:

@@ -115,7 +115,7 @@ def test_a_faulty_collector_harms_no_request_and_its_losses_are_counted(
         if fault == "slow":
             assert said["exported"] == said["spans"]
             assert said["slowest"] < SLOW_SECONDS / 4
-            assert found.log == []
+            assert all("not delivered in time before the exit" in line for line in found.log)
             return
         assert said["exported"] == len(to.receiver.spans()) == 0
         assert said["lost points"] > 0
