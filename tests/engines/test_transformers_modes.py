@@ -63,11 +63,11 @@ def against_the_clock(model: tiny.SlowQwen2, seen: tiny.Seen, mode: Mode) -> Tim
     """The first token is there before the pass that follows it begins, the last one after the last pass."""
     arguments = {"max_new_tokens": TOKENS, **mode.arguments}
     inputs = {} if "inputs_embeds" in arguments else {"inputs": tiny.prompt()}
-    early, late = [], []
+    early, late = [1 << 60], [1 << 60]
     # Before a pass the library prepares it: a millisecond on a busy machine, more on the static cache of old versions.
     # How close the stamps are to a token's delivery is tested with streamers.
     close = (50 if "cache_implementation" in arguments else 5) * MILLISECOND
-    while len(early) < 20 and not (early and min(early) < close):  # interruptions between two clocks spoil some calls
+    while len(early) < 20 and max(min(early), min(late)) >= close:  # interruptions between two clocks spoil some calls
         seen.clear()
         model.begins.clear()
         model.forwards.clear()
@@ -85,7 +85,7 @@ def against_the_clock(model: tiny.SlowQwen2, seen: tiny.Seen, mode: Mode) -> Tim
         late.append(timeline.last_token - model.forwards[-1])
         assert_adds_up(timeline)
     assert min(early) < close
-    assert min(late) < 5 * MILLISECOND  # beams are sorted out after the last pass
+    assert min(late) < close  # beams are sorted out after the last pass
     return timeline
 
 
