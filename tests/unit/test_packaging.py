@@ -13,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE = {"opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp", "wrapt"}
-TEST_TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "opentelemetry-instrumentation")
+TEST_TOOLS = (
+    "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "opentelemetry-instrumentation",
+    "opentelemetry-exporter-prometheus",
+)  # fmt: skip
 
 CLOSURE = """
 import json, re, sys
