@@ -28,7 +28,7 @@ from otel_llm.testing import assert_adds_up, recording  # noqa: E402
 from otel_llm.timeline import Timeline  # noqa: E402
 
 COUNT = 4
-STEP = 0.05
+STEP = 0.15
 """Seconds that each pass of the model takes at least."""
 
 
