@@ -21,18 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"{engine} is not installed; `make test` installs it"))
 
 
-def let_vllm_search() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def searchable() -> None:
     """
     An engine in this process looks through all modules for its kernels, and fails over one of llvmlite's.
 
     Drafting of n-grams imports that by way of numba, which does not need it to be listed.
     """
     sys.modules.pop("llvmlite.binding.ffi", None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def searchable() -> None:
-    let_vllm_search()
 
 
 @pytest.fixture(scope="session")
