@@ -10,7 +10,6 @@ import otel_llm
 from otel_llm import faults
 from otel_llm.testing import swallowed
 
-
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
