@@ -47,7 +47,7 @@ test-soak: $(VENV)/.test ## 2,000 requests at a vLLM server, many of them aborte
 	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m soak tests/engines
 
 test-faults: $(VENV)/.test ## Every fault of every collector, 150 forks, 100,000 model names, all ends of a process (10 minutes)
-	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m "slow or not slow" tests/faults tests/engines/test_vllm_faults.py
+	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m "slow or not slow" tests/faults tests/engines/test_vllm_end.py
 
 soak: $(VENV)/.test ## A vLLM server under mixed traffic while its collector comes and goes: memory, threads, account (MINUTES=30)
 	$(bin)/python -m tests.faults.soak --minutes $(MINUTES)
