@@ -30,7 +30,7 @@ from otel_llm.demo import tiny_model
 from otel_llm.demo.server import Server
 from otel_llm.report import otlp
 from otel_llm.report.receiver import Receiver
-from tests.engines.test_vllm_soak import WAYS, ask
+from tests.engines.test_vllm_soak import WAYS, ask, tell_sent
 from tests.faults.collectors import Collector, collector
 from tests.faults.programs import nobody
 
@@ -100,8 +100,10 @@ async def look(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 async def drive(run: Run, url: str, seconds: float, toggle: Any) -> None:
     """Traffic, samples and the collector's comings and goings, then silence until all is told."""
     choose, end = random.Random(1), time.monotonic() + seconds
-    connector = aiohttp.TCPConnector(force_close=True, limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
+    connector, tracing = aiohttp.TCPConnector(force_close=True, limit=0), aiohttp.TraceConfig()
+    tracing.on_request_chunk_sent.append(tell_sent)
+    settings: dict[str, Any] = {"timeout": aiohttp.ClientTimeout(total=300), "trace_configs": [tracing]}
+    async with aiohttp.ClientSession(connector=connector, **settings) as session:
 
         async def client() -> None:
             while time.monotonic() < end:
