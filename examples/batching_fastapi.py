@@ -160,8 +160,11 @@ def main() -> None:
         call = urllib.request.Request(f"http://127.0.0.1:{port}/generate", body, {"Content-Type": "application/json"})
         return json.load(urllib.request.urlopen(call))
 
+    reported = threading.Event()
+    forget = otel_llm.add_sink(lambda _: reported.set())
     ask(0)  # the first call of a model takes longer than any other
-    time.sleep(0.2)  # until it has been reported
+    reported.wait()
+    forget()
     otel_llm.add_sink(show)
     with ThreadPoolExecutor(12) as callers:
         list(callers.map(ask, range(12)))

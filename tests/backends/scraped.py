@@ -26,10 +26,10 @@ if __name__ == "__main__":
         tracer_provider=TracerProvider(),
         meter_provider=MeterProvider([PrometheusMetricReader()]),
     )
-    start_http_server(port, addr="127.0.0.1")
     for request in workload.REQUESTS[: workload.FIRST]:
         workload.call(request)
-    # All series are seen once: later increases are those of the other requests.
+    start_http_server(port, addr="127.0.0.1")
+    # All series are seen with these requests in them: later increases are those of the others.
     time.sleep(4 * SCRAPE_SECONDS)
     rest = workload.REQUESTS[workload.FIRST :]
     for request in rest:
