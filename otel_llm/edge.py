@@ -215,8 +215,9 @@ class ServerEdge:
 
 def keep(engines: list[Timeline], timeline: Timeline) -> None:
     """Add one to the engine requests of a request; those that are too many become one."""
-    if getattr(timeline.context, "handed_over", None) is False:
-        setattr(timeline.context, "handed_over", True)  # noqa: B010 - the context is opaque here
+    context: Any = timeline.context
+    if getattr(context, "handed_over", None) is False:
+        context.handed_over = True
     engines.append(timeline)
     if len(engines) > 2 * CHILDREN_KEPT:
         rest = engines[CHILDREN_KEPT:]

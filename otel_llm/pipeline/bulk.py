@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -56,7 +57,7 @@ class Series:
         self.exemplars: dict[int, Exemplar] = {}
 
 
-class _Bulk:
+class _Bulk(ABC):
     """What both kinds of instrument share. Those of one scope have one lock, so that a request takes it once."""
 
     def __init__(
@@ -100,8 +101,9 @@ class _Bulk:
             key = _OVERFLOW
         return self._series.setdefault(key, Series(dict(key), self._bounds))
 
+    @abstractmethod
     def _data(self, kept: list[Series], now: int) -> Any:
-        raise NotImplementedError  # each kind has its own points
+        """Make the points of one kind of instrument."""
 
 
 def _add(measured: Iterable[tuple[Series, float]], context: Context | None, times: int) -> None:

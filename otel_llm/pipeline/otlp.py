@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -143,14 +144,14 @@ def sender(exporter: SpanExporter) -> Callable[[bytes, int], SpanExportResult] |
     return None
 
 
-def _over_grpc(exporter: object) -> Callable[[bytes, int], SpanExportResult]:
+def _over_grpc(exporter: Any) -> Callable[[bytes, int], SpanExportResult]:
     """The exporter with its retries, only the step that makes a message of spans is replaced."""
     counts: list[int] = [0]
     vars(exporter).update(_translate_data=ExportTraceServiceRequest.FromString, _count_data=lambda _: counts[0])
 
     def send(body: bytes, count: int) -> SpanExportResult:
         counts[0] = count
-        result: SpanExportResult = getattr(exporter, "_export")(body)  # noqa: B009 # private, see docs/adr/0008
+        result: SpanExportResult = exporter._export(body)  # private, see docs/adr/0008
         return result
 
     return send

@@ -75,7 +75,7 @@ class Exchange:
             self._quick
             and not self._flow.write_paused
             and message.get("more_body")
-            and not (self._asked and message["body"][-3:-2] != sse.BRACE and message["body"].endswith(_ENDS))
+            and not (self._asked and _may_end(message.get("body", b"")))
         ):
             return self._send(message)
         return self._watched(message)
@@ -271,6 +271,10 @@ def _settle(server: edge.ServerEdge) -> None:
         loop.call_later(LINGER_SECONDS, server.report)
     else:
         server.report()
+
+
+def _may_end(body: bytes) -> bool:
+    return body[-3:-2] != sse.BRACE and body.endswith(_ENDS)
 
 
 def _is_stream(start: Message) -> bool:
