@@ -197,6 +197,24 @@ def test_times_are_told_to_who_asks(telling: None, recorded: Recorded, stream: b
             connection.close()
 
 
+def test_a_message_without_a_body(telling: None, recorded: Recorded) -> None:
+    """ASGI lets an application leave it out."""
+
+    async def pausing(scope: Any, receive: Any, send: Any) -> None:
+        await read(receive)
+        await start(send)
+        with otel_llm.request(model="m", engine="test") as request:
+            request.tokens(1)
+            await send({"type": "http.response.body", "body": event("first"), "more_body": True})
+            await send({"type": "http.response.body", "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    with serving(pausing) as port:
+        connection = post(port, headers=ASK, path="/v1/completions")
+        assert answer(connection).rstrip().endswith(b"[DONE]\n\n\r\n0")
+        connection.close()
+
+
 def test_times_are_not_told_unless_the_operator_allows(recorded: Recorded) -> None:
     with serving(stepwise) as port:
         connection = post(port, headers=ASK, path="/v1/completions")
