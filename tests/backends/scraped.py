@@ -1,7 +1,7 @@
 """
 The workload of ``workload`` as a service that is scraped, with a meter provider of its own.
 
-    scraped.py SECONDS PORT     handles ``FIRST`` requests, waits, handles the others, and stays until its input ends
+    scraped.py SECONDS PORT     handles ``FIRST`` requests, the others after a line of input, and stays until its end
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if __name__ == "__main__":
     for request in workload.REQUESTS[: workload.FIRST]:
         workload.call(request)
     start_http_server(port, addr="127.0.0.1")
-    # All series are seen with these requests in them: later increases are those of the others.
-    time.sleep(4 * SCRAPE_SECONDS)
+    # All series have been scraped with these requests in them: later increases are those of the others.
+    sys.stdin.readline()
     rest = workload.REQUESTS[workload.FIRST :]
     for request in rest:
         workload.call(request)

@@ -63,6 +63,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         ) as database,
         subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as service,
     ):
+        assert service.stdin is not None
+        database.wait_for(f"sum({REQUESTS}_count) == {workload.FIRST}", seconds=60)
+        service.stdin.write("\n")
+        service.stdin.flush()
         database.wait_for(f"sum({REQUESTS}_count) == {len(workload.REQUESTS)}", seconds=60)
         yield Scraped(database, start, time.time())
         _, errors = service.communicate(timeout=60)
