@@ -8,6 +8,7 @@ meets all of them alike.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import random
@@ -153,10 +154,20 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def use_peers(folder: str | None) -> None:
-    """Make the packages that ``benchmarks/peers.sh`` has installed importable, behind those of this environment."""
-    for peer in sorted(Path(folder).iterdir()) if folder else ():
+def with_peers(run: Callable[[str, int], None], description: str | None, usual_rounds: int) -> None:
+    """
+    ``--peers`` and ``--rounds`` of a benchmark, which is given the address of a sink and the number of rounds.
+
+    Peers are importable behind the packages of this environment.
+    """
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--peers", help="folder that benchmarks/peers.sh has filled")
+    options.add_argument("--rounds", type=int, default=usual_rounds)
+    chosen = options.parse_args()
+    for peer in sorted(Path(chosen.peers).iterdir()) if chosen.peers else ():
         sys.path.append(str(peer))
+    with sink() as url:
+        run(url, chosen.rounds)
 
 
 def machine(*packages: str) -> str:

@@ -8,7 +8,6 @@ their number of tokens only. Peers are those of ``benchmarks/peers.sh``.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, cell, machine, rounds, sink, use_peers
+from benchmarks.paired import BARE, Arms, cell, machine, rounds, with_peers
 from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm, our_patches
 
 FEW, MANY = 1, 16
@@ -40,16 +39,6 @@ def openllmetry() -> Callable[[], object]:
     provider: Any = trace.get_tracer_provider()
     TransformersInstrumentor().instrument(tracer_provider=provider)
     return lambda: provider.force_flush()
-
-
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--peers", help="folder that benchmarks/peers.sh has filled")
-    options.add_argument("--rounds", type=int, default=40)
-    chosen = options.parse_args()
-    use_peers(chosen.peers)
-    with sink() as url:
-        run(url, chosen.rounds)
 
 
 def run(url: str, number: int) -> None:
@@ -109,4 +98,4 @@ def run(url: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with_peers(run, __doc__, 40)

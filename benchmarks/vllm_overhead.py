@@ -10,7 +10,6 @@ tokens only. "serving thread" is the thread that runs the engine's front end;
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, Patch, cell, machine, rounds, sink, use_peers
+from benchmarks.paired import BARE, Arms, Patch, cell, machine, rounds, with_peers
 
 REQUESTS, FEW, MANY = 16, 8, 64
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
@@ -128,16 +127,6 @@ def ddtrace() -> Callable[[], object]:
     return tracer.flush
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--peers", help="folder that benchmarks/peers.sh has filled")
-    options.add_argument("--rounds", type=int, default=60)
-    chosen = options.parse_args()
-    use_peers(chosen.peers)
-    with sink() as url:
-        run(url, chosen.rounds)
-
-
 def run(url: str, number: int) -> None:
     os.environ |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
@@ -202,4 +191,4 @@ def run(url: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with_peers(run, __doc__, 60)

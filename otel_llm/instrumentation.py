@@ -54,7 +54,7 @@ class Status:
     edges: Mapping[str, EngineStatus]
     """HTTP servers and clients, likewise."""
     exporters: Mapping[str, tuple[str, ...]]
-    """Exporters of our own pipeline by signal; empty before the first request or with the application's providers."""
+    """Exporters of our own pipeline by signal; empty while there is none, or with the application's providers."""
     exported: Mapping[str, int]
     dropped: Mapping[str, int]
     capped: Mapping[str, int]
@@ -143,8 +143,8 @@ def instrument(
 
     Imports no engine: hooks wait for the engine's own import. Without explicit
     providers the application's are used, and where it has set none, ours are
-    built from the standard ``OTEL_*`` variables at the first request. Calling
-    it again changes nothing.
+    built from the standard ``OTEL_*`` variables when an engine or a server starts,
+    at the latest at the first request. Calling it again changes nothing.
 
     ``slo`` gives targets in seconds, ``{"ttft": 0.5, "tpot": 0.05}``: a request
     is good if it meets all of them. Raises ValueError for an engine or target

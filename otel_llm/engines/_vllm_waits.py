@@ -80,7 +80,11 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
 
 def _watched(original: Callable[..., Any], probe: Probe) -> Callable[..., Any]:
-    """Notes when a request was given its blocks: from there on it may wait for what belongs into them."""
+    """
+    Notes when a request was given its blocks: from there on it may wait for what belongs into them.
+
+    A connector keeps it after ``uninstrument()``, which then reads the stamps no more.
+    """
 
     @functools.wraps(original)
     def update_state_after_alloc(request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from otel_llm import faults, outlet, tcp
-from otel_llm.patching import Engine, Hook, Probe
+from otel_llm.patching import Engine, Hook, Probe, Ready
 from otel_llm.servers import asgi
 from otel_llm.servers._connection import Connection
 
@@ -93,8 +93,17 @@ async def _serve(cycle: Any, app: asgi.App, scope: asgi.Scope, receive: asgi.Rec
     return await asgi.serve(out, app, connection, scope, receive, send)
 
 
-def _hooks(_probe: Probe) -> tuple[Hook, ...]:
-    hooks = []
+def _startup(ready: Ready, original: Callable[..., Any]) -> Callable[..., Any]:
+    async def startup(self: Any, *args: Any, **kwargs: Any) -> None:
+        await original(self, *args, **kwargs)
+        ready()  # now, when the application has set its providers, and not in the first request
+
+    return startup
+
+
+def _hooks(probe: Probe) -> tuple[Hook, ...]:
+    start = partial(_startup, probe.ready)
+    hooks = [Hook(("uvicorn.server:Server.startup",), replacement=start, required=False)]
     for module, protocol in (
         ("httptools_impl", "HttpToolsProtocol"),
         ("h11_impl", "H11Protocol"),

@@ -15,7 +15,7 @@ import pytest
 from live import Recorded, phases, serving
 
 import otel_llm
-from otel_llm import outlet
+from otel_llm import instrumentation, outlet
 
 TICK = 10.0
 """Milliseconds: a kernel tick is 4 ms at 250 Hz, 10 ms at 100 Hz."""
@@ -146,6 +146,16 @@ def test_every_phase_has_its_delay(recorded: Recorded, kind: dict[str, str]) -> 
     assert (timeline.ended - ended) / 1e6 < NOISE  # the client may have it before send() returns
     assert timeline.duration / 1e6 == pytest.approx((ended - began) / 1e6, abs=NOISE)
     assert (timeline.engine, timeline.model, timeline.outcome, timeline.output_tokens) == ("test", "m", "ok", TOKENS)
+
+
+def test_telemetry_is_built_before_the_first_request(recorded: Recorded) -> None:
+    assert instrumentation._live.peek() is None
+    with serving(quick):
+        limit = time.monotonic() + 10
+        while instrumentation._live.peek() is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert instrumentation._live.peek() is not None
+    assert not recorded.timelines
 
 
 def test_an_upload_is_network(recorded: Recorded, kind: dict[str, str]) -> None:
