@@ -88,7 +88,8 @@ class ClientTimeline:
 
         With a paired server ``network`` is what is left of the client's time
         when the server's is taken away. It may be slightly negative (two
-        clocks never run alike); that is shown, not repaired.
+        clocks never run alike); that is shown, not repaired. Of the others
+        those without length are left out: a network of 0 is known to be that.
         """
         if self.sent is None:
             return {UNSPLIT: self.duration} if self.duration else {}
@@ -97,7 +98,7 @@ class ClientTimeline:
             self._paired(self.server, parts)
         else:
             self._alone(parts)
-        return {name: duration for name, duration in parts.items() if duration}
+        return {name: duration for name, duration in parts.items() if duration or name == "network"}
 
     def time_to_first_chunk(self) -> int | None:
         """Nanoseconds from start to the first event that bears a token."""

@@ -26,9 +26,9 @@ class Tape(Receiver):
         return [ExportMetricsServiceRequest.FromString(body) for body in self.metrics]
 
     def last_export(self, histogram: str) -> float:
-        """When it was last exported, seconds since the epoch."""
+        """When it was last exported, seconds since the epoch; databases keep whole milliseconds of it."""
         return max(
-            point.time_unix_nano / 1e9
+            point.time_unix_nano // 10**6 / 1000
             for message in self.messages()
             for resource in message.resource_metrics
             for scope in resource.scope_metrics

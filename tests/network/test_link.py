@@ -96,7 +96,8 @@ def test_an_upload(vllm: tuple[int, Receiver], recorded: Recorded) -> None:
 def test_a_slow_consumer_is_not_the_network(vllm: tuple[int, Receiver], recorded: Recorded, caller: Any) -> None:
     found = measured(recorded, vllm[0], caller, {"up": 10, "down": 10}, stream=True, hold=0.04)
     # What the link had delivered, and the caller had not yet asked for.
-    off = [attempt.phases()["consumer"] - (attempt.ended - truth.delivered) for attempt, truth in found]
+    # A machine that pauses may bring many tokens as one piece, which is held but once, or not at all.
+    consumer = [attempt.phases().get("consumer", 0) for attempt, _ in found]
+    off = [held - (attempt.ended - truth.delivered) for held, (attempt, truth) in zip(consumer, found, strict=True)]
     assert statistics.median(map(abs, off)) < 10e6, off
-    # A machine that pauses may bring many tokens as one piece, which is held but once.
-    assert statistics.median(attempt.phases()["consumer"] for attempt, _ in found) > 100e6
+    assert statistics.median(consumer) > 100e6

@@ -101,6 +101,17 @@ def test_the_parts_of_a_client_add_up(
     )
     assert sum(attempt.phases().values()) == attempt.duration
     assert (attempt.method is None) == ("network" not in attempt.phases())
+    if sent and outcome == "ok" and server is not None:
+        assert attempt.method == "paired"
+
+
+def test_a_network_of_no_length_is_known() -> None:
+    """As where the caller pauses for longer before it reads a plain answer than the answer was on its way."""
+    told = ServerTiming({"decode": 5}, "vllm")
+    times = {"started": 0, "sent": 1, "answered": 7, "first_body": 9, "ended": 9, "backlog": 4, "first_backlog": 4}
+    attempt = ClientTimeline(operation="chat", provider="vllm", server=told, wall_offset=0, **times)
+    assert attempt.phases() == {"connect": 1, "network": 0, "consumer": 3, "decode": 5}
+    assert attempt.method == "paired"
 
 
 def test_which_events_bear_a_token() -> None:
