@@ -2,9 +2,8 @@
 One attempt of an HTTP library, watched: what all clients share.
 
 The library's file tells when the connection stood, when the head of the answer
-was there, and how long each read of the body took. Per chunk of a stream that
-is arithmetic on local data, in seconds: Python is quicker with those than with
-nanoseconds, and they are as exact.
+was there, and how long each read of the body took. Per chunk that is arithmetic
+on local data, in seconds: Python is quicker with those than with nanoseconds.
 """
 
 from __future__ import annotations
@@ -91,8 +90,7 @@ class Attempt:
         self._first_backlog = 0
         self.got = 0
         """When the last part of the answer was handed over, 0 before."""
-        self.backlog = 0
-        """Nanoseconds by which the caller may have fallen behind."""
+        self.backlog = 0  # nanoseconds by which the caller may have fallen behind
         self._stream = False
         self._looking = True
         self._head = b""
@@ -265,7 +263,7 @@ async def watched_async(inner: AsyncIterator[bytes], attempt: Attempt) -> AsyncG
 
 
 def _got(attempt: Attempt, at: float) -> None:
-    """When the last chunk came that was only kept, if the one before was no other."""
+    """Tell when the last chunk came that was only kept, if there is one."""
     if at > _NEVER:
         attempt.got = round(at * 1e9)
 

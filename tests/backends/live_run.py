@@ -11,6 +11,7 @@ timelines of its requests to a file, which owes nothing to metrics.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import runpy
@@ -63,10 +64,14 @@ class LiveRun:
     timelines: dict[str, list[Kept]]
     """Every request by engine."""
     began: float
-    """Seconds since the epoch, as the next two: before the first process."""
-    start: float
-    end: float
-    """Around the load on vLLM after its warm-up; at both ends the server has been idle for a window of rates."""
+    """Before the first process, seconds since the epoch."""
+    loads: dict[str, tuple[float, float]]
+    """Around the load on each engine after its warm-up, likewise; at both ends it was idle for a window of rates."""
+
+    @property
+    def end(self) -> float:
+        """When all was over; vLLM's load is the last."""
+        return self.loads["vllm"][1]
 
 
 class _Server(demo_server.Server):
@@ -89,19 +94,21 @@ def record(folder: Path) -> LiveRun:
         server.start()
         try:
             # While the server loads.
-            _process("transformers", [str(files["transformers"]), str(model)], tape.url)
+            told = _process("transformers", [str(files["transformers"]), str(model)], tape.url)
+            start, end = json.loads(told.splitlines()[-1])
+            loads = {"transformers": (start, end)}
             asyncio.run(server.ready())
             _process("clients", [server.url, "warm-up"], tape.url)
             time.sleep(WINDOW_SECONDS + EXPORT_SECONDS)
             start = time.time()
             _process("clients", [server.url], tape.url)
             time.sleep(WINDOW_SECONDS + EXPORT_SECONDS)
-            end = time.time()
+            loads["vllm"] = start, time.time()
         finally:
             server.stop(grace=20)
     assert not tape.refused
     timelines = {engine: [json.loads(line) for line in path.read_text().splitlines()] for engine, path in files.items()}
-    return LiveRun(tape, timelines, began, start, end)
+    return LiveRun(tape, timelines, began, loads)
 
 
 def _environment(role: str, base: dict[str, str], collector: str) -> dict[str, str]:
@@ -123,11 +130,13 @@ def _environment(role: str, base: dict[str, str], collector: str) -> dict[str, s
     }
 
 
-def _process(role: str, arguments: Sequence[str], collector: str) -> None:
+def _process(role: str, arguments: Sequence[str], collector: str) -> str:
+    """Run it to its end and return what it printed."""
     environment = _environment(role, dict(os.environ), collector)
     command = [sys.executable, __file__, role, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def keep_timelines(path: str) -> None:
@@ -161,18 +170,25 @@ def generate_with_transformers(timelines: str, model_folder: str) -> None:
     batching = ContinuousBatchingConfig(num_blocks=256, block_size=32, max_batch_tokens=128, use_cuda_graph=False)
     manager = model.init_continuous_batching(generation_config=generation, continuous_batching_config=batching)
     manager.start()
-    number = 0
+    numbers = itertools.count()
+
+    def ask(wave: int) -> None:
+        ids = {manager.add_request(list(range(10, 40 + next(numbers) % 30))) for _ in range(wave)}
+        while ids:
+            result = manager.get_result(timeout=30)
+            assert result is not None, "no answer within 30 s"
+            if result.is_finished():
+                ids.discard(result.request_id)
+
+    ask(1)
+    time.sleep(WINDOW_SECONDS + EXPORT_SECONDS)
+    start = time.time()
     for wave in WAVES:
         end = time.monotonic() + LEVEL_SECONDS / 2
         while time.monotonic() < end:
-            prompts = [list(range(10, 40 + (number + n) % 30)) for n in range(wave)]
-            ids = {manager.add_request(prompt) for prompt in prompts}
-            number += wave
-            while ids:
-                result = manager.get_result(timeout=30)
-                assert result is not None, "no answer within 30 s"
-                if result.is_finished():
-                    ids.discard(result.request_id)
+            ask(wave)
+    time.sleep(WINDOW_SECONDS + EXPORT_SECONDS)
+    sys.stdout.write(json.dumps((start, time.time())) + "\n")
     manager.stop(block=True, timeout=60)
 
 

@@ -268,18 +268,16 @@ def test_tokens_and_failures_are_exact(played: Played, engine: str) -> None:
     assert played.total(front_page("Output tokens/s", "output tokens/s"), engine) == tokens
 
 
-def test_requests_in_flight_are_rate_times_mean(played: Played) -> None:
-    """Of the load on vLLM: the mean of what the panel draws against the timelines."""
-    loaded = [
-        request
-        for request in played.run.timelines["vllm"]
-        if request["ended"] + request["wall_offset"] > played.run.start * 1e9
-    ]
-    length = played.run.end - played.run.start
-    rate, mean = len(loaded) / length, sum(durations(loaded)) / len(loaded)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_requests_in_flight_are_rate_times_mean(played: Played, engine: str) -> None:
+    """The mean of what the panel draws, over the load on an engine, against the timelines."""
+    start, end = played.run.loads[engine]
+    requests = played.run.timelines[engine]
+    loaded = [request for request in requests if request["ended"] + request["wall_offset"] > start * 1e9]
+    rate, mean = len(loaded) / (end - start), sum(durations(loaded)) / len(loaded)
     stack = 0.0
-    for phase in shown(played, "vllm"):
-        expr = interpolate(front_page("Requests in flight by phase", phase), WINDOW, engine="vllm")
-        [points] = played.database.select_range(expr, played.run.start, played.run.end, step=0.25).values()
-        stack += 0.25 * sum(value for _, value in points) / length
+    for phase in shown(played, engine):
+        expr = interpolate(front_page("Requests in flight by phase", phase), WINDOW, engine=engine)
+        [points] = played.database.select_range(expr, start, end, step=0.25).values()
+        stack += 0.25 * sum(value for _, value in points) / (end - start)
     assert stack == pytest.approx(rate * mean, rel=0.05)
