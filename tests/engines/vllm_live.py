@@ -103,6 +103,13 @@ def has_option(name: str) -> bool:
     return name in {field.name for field in fields(EngineArgs)}
 
 
+def speculates() -> bool:
+    """Whether this version can draft on the CPU: 0.30 verifies drafts with a Triton kernel, which is not there."""
+    import vllm
+
+    return not vllm.__version__.startswith("0.30.")
+
+
 class LiveEngine:
     """
     Chunked prefill in steps of 256 tokens, and a KV cache small enough to preempt.
