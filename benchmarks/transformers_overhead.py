@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.paired import BARE, Arms, cell, machine, rounds, with_peers
 from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm, our_patches
 
-FEW, MANY = 1, 16
+FEW, MANY, CALLS = 1, 16, 10
 PROMPT = "A request waits in the queue"
 
 
@@ -72,7 +72,7 @@ def run(url: str, number: int) -> None:
         return time.thread_time() - thread
 
     def measure(name: str) -> Sequence[float]:
-        times = [min(call(tokens) for _ in range(3)) for tokens in (FEW, MANY)]
+        times = [min(call(tokens) for _ in range(CALLS)) for tokens in (FEW, MANY)]
         arms.flush[name]()
         return times
 
@@ -81,7 +81,7 @@ def run(url: str, number: int) -> None:
         machine("transformers", "torch", "opentelemetry-sdk", "openlit", "opentelemetry-instrumentation-transformers")
     )
     print(
-        f"{number} rounds, each the least of 3 calls of {FEW} and of {MANY} tokens; median [95 % interval], us of CPU"
+        f"{number} rounds, each the least of {CALLS} calls of {FEW} and of {MANY} tokens; median [95 % interval], us of CPU"
     )
     few, many = ([times[k] * 1e6 for times in found[BARE]] for k in (0, 1))
     print(f"{BARE}: {cell(few)} for {FEW} token, {cell(many)} for {MANY}")
