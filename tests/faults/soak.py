@@ -4,8 +4,8 @@ A real vLLM server under mixed traffic for a long time, with a collector that go
     python -m tests.faults.soak --minutes 30
 
 Prints what it sees once a minute and an account at the end; exits with 1 if something does not hold:
-every request is counted, every span is delivered or counted as lost, what the collector took is what the server
-says it sent, no error of ours, no memory, thread or file is left behind, the exit is quick.
+every request is counted, every span is delivered or counted as lost, the collector took what the server says it
+sent, no error of ours, no memory, thread or file is left behind, the exit is quick.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def account(run: Run, exit_seconds: float, status: int | None) -> list[str]:
         "every request is reported once": asked == last["requests"],
         "every request is in the metrics": durations == last["requests"],
         "every span is sent or counted as lost": made == sent + lost,
-        "what was sent is what the collector took": sent == run.tally.spans_taken,
+        "what was sent arrived": sent <= run.tally.spans_taken,
+        # A collector that goes away may have taken what it never answered for: that counts as lost.
+        "what arrived beyond it had been given up": run.tally.spans_taken <= made,
         "something was lost, so that this shows anything": lost > 0 or run.restarts == 0,
         "no request went without spans": last["capped"]["spans"] == 0,
         "no error of ours": not last["errors"],
