@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from otel_llm import outlet
-from otel_llm.clients import _attempt
+from otel_llm.clients import _attempt, _body
 from otel_llm.servers import asgi
 from otel_llm.servers._connection import Connection
 
@@ -91,13 +91,13 @@ async def async_chunks(tokens: int) -> AsyncIterator[bytes]:
 
 
 async def client(tokens: int, edge: bool) -> None:
-    for _ in _attempt.watched(chunks(tokens), attempt()) if edge else chunks(tokens):
+    for _ in _body.watched(chunks(tokens), attempt()) if edge else chunks(tokens):
         pass
 
 
 async def async_client(tokens: int, edge: bool) -> None:
     stream = async_chunks(tokens)
-    async for _ in _attempt.watched_async(stream, attempt()) if edge else stream:
+    async for _ in _body.watched_async(stream, attempt()) if edge else stream:
         pass
 
 

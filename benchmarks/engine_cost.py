@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import Context
 from types import SimpleNamespace as Object
 from typing import Any
 
@@ -72,14 +73,14 @@ def hooked(*, step_detail: bool) -> type[Core]:
         )
 
     engine = Engine("vllm", __name__, (), hooks)
-    patcher = Patcher(engine, instrumentation.emit, _nothing, lambda: False, step_detail)  # type: ignore[arg-type]  # none is captured
+    patcher = Patcher(engine, instrumentation.emit, _nothing, lambda: False, step_detail)
     for hook in engine.hooks(patcher.probe):
         name = hook.targets[0].partition(":")[2]
         patcher._wrap(hook, (Hooked, name, getattr(Core, name)))
     return Hooked
 
 
-def _nothing(*_: object) -> None:
+def _nothing(headers: Mapping[str, str] | None = None, carried: Context | None = None) -> None:
     """Captures no context."""
 
 

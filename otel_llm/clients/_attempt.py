@@ -2,8 +2,7 @@
 One attempt of an HTTP library, watched: what all clients share.
 
 The library's file tells when the connection stood, when the head of the answer
-was there, and how long each read of the body took. Per chunk that is arithmetic
-on local data, in seconds: Python is quicker with those than with nanoseconds.
+was there, and how long each read of the body took.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from otel_llm import faults, outlet, pairing, routes, sse, tcp
@@ -35,8 +34,6 @@ _TAIL: Final = 16
 """Last chunks of a stream that are kept: they hold what the server says at the end."""
 _HEAD: Final = 1 << 18
 """Most bytes of a stream that are kept in search of the first token."""
-_NEVER: Final = float("-inf")
-"""When the last chunk came, in seconds, where the next one must be looked at."""
 
 
 def begin(
@@ -90,7 +87,8 @@ class Attempt:
         self._first_backlog = 0
         self.got = 0
         """When the last part of the answer was handed over, 0 before."""
-        self.backlog = 0  # nanoseconds by which the caller may have fallen behind
+        self.backlog = 0
+        """Nanoseconds by which the caller may have fallen behind."""
         self._stream = False
         self._looking = True
         self._head = b""
@@ -206,66 +204,6 @@ def guard(act: Callable[..., None], *args: Any) -> None:
 def there(attempt: Attempt) -> bool:
     """Whether a caller who has fallen behind will find more of the body without waiting."""
     return attempt.backlog > WAIT_NS and bool(tcp.unread(attempt.socket))
-
-
-def watched(inner: Iterator[bytes], attempt: Attempt) -> Generator[bytes, None, None]:
-    """The body's chunks, unchanged."""
-    clock, keep, held, brace = time.monotonic, attempt.keep, HELD_NS / 1e9, sse.BRACE[0]
-    asked, got, ready = clock(), _NEVER, False
-    try:
-        for data in inner:
-            if asked - got <= held and len(data) > 2 and data[-3] == brace:
-                keep(data)
-                got = clock()
-                yield data
-                asked = clock()
-                continue
-            _got(attempt, got)
-            guard(attempt.took, round(asked * 1e9), ready, data)
-            got = attempt.got / 1e9 if attempt.usual else _NEVER
-            yield data
-            asked = clock()
-            if not attempt.usual:
-                ready = there(attempt)
-    except BaseException as error:
-        _got(attempt, got)
-        guard(attempt.ended, error)
-        raise
-    _got(attempt, got)
-    guard(attempt.ended, None)
-
-
-async def watched_async(inner: AsyncIterator[bytes], attempt: Attempt) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, unchanged."""
-    clock, keep, held, brace = time.monotonic, attempt.keep, HELD_NS / 1e9, sse.BRACE[0]
-    asked, got, ready = clock(), _NEVER, False
-    try:
-        async for data in inner:
-            if asked - got <= held and len(data) > 2 and data[-3] == brace:
-                keep(data)
-                got = clock()
-                yield data
-                asked = clock()
-                continue
-            _got(attempt, got)
-            guard(attempt.took, round(asked * 1e9), ready, data)
-            got = attempt.got / 1e9 if attempt.usual else _NEVER
-            yield data
-            asked = clock()
-            if not attempt.usual:
-                ready = there(attempt)
-    except BaseException as error:
-        _got(attempt, got)
-        guard(attempt.ended, error)
-        raise
-    _got(attempt, got)
-    guard(attempt.ended, None)
-
-
-def _got(attempt: Attempt, at: float) -> None:
-    """Tell when the last chunk came that was only kept, if there is one."""
-    if at > _NEVER:
-        attempt.got = round(at * 1e9)
 
 
 def _model(body: object) -> str | None:

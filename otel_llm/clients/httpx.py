@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from otel_llm import faults
-from otel_llm.clients import _attempt
+from otel_llm.clients import _attempt, _body
 from otel_llm.patching import Engine, Hook, Probe
 
 _LEAVES = ".send_request_headers.started"
@@ -82,7 +82,7 @@ def _sync(original: Callable[..., Any]) -> Callable[..., Any]:
             self._inner, self._attempt = inner, attempt
 
         def __iter__(self) -> Iterator[bytes]:
-            return _attempt.watched(iter(self._inner), self._attempt)
+            return _body.watched(iter(self._inner), self._attempt)
 
         def close(self) -> None:
             _attempt.guard(self._attempt.ended, GeneratorExit())
@@ -111,7 +111,7 @@ def _async(original: Callable[..., Any]) -> Callable[..., Any]:
             self._inner, self._attempt = inner, attempt
 
         def __aiter__(self) -> AsyncIterator[bytes]:
-            return _attempt.watched_async(self._inner.__aiter__(), self._attempt)
+            return _body.watched_async(self._inner.__aiter__(), self._attempt)
 
         async def aclose(self) -> None:
             _attempt.guard(self._attempt.ended, GeneratorExit())

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from otel_llm import faults
-from otel_llm.clients import _attempt
+from otel_llm.clients import _attempt, _body
 from otel_llm.patching import Call, Engine, Hook, Probe, Returned
 
 Steps = Generator[None, Returned, Any]
@@ -71,7 +71,7 @@ def _answered(response: Any, request: Any, attempt: _attempt.Attempt) -> None:
     owner, kind = weakref.ref(raw), type(raw)
 
     def stream(*args: Any, **kwargs: Any) -> Iterator[bytes]:
-        return _attempt.watched(iter(kind.stream(owner(), *args, **kwargs)), attempt)
+        return _body.watched(iter(kind.stream(owner(), *args, **kwargs)), attempt)
 
     def close() -> None:
         _attempt.guard(attempt.ended, GeneratorExit())

@@ -15,12 +15,14 @@ from otel_llm.engines._transformers_batched import Batched, Sample
 from otel_llm.testing import assert_adds_up
 from tests.engines import tiny_transformers as tiny
 
-api = pytest.importorskip("transformers.generation.continuous_batching.continuous_api")
+api = pytest.importorskip(
+    "transformers.generation.continuous_batching.continuous_api", reason="this version has no continuous batching"
+)
 if not hasattr(api, "OutputRouter"):
     pytest.skip("continuous batching before 5.5 is not measured", allow_module_level=True)
 from transformers import GenerationConfig  # noqa: E402  # only where the module above exists
-from transformers.generation.configuration_utils import ContinuousBatchingConfig  # noqa: E402
-from transformers.generation.continuous_batching import requests, scheduler  # noqa: E402
+from transformers.generation.configuration_utils import ContinuousBatchingConfig  # noqa: E402  # likewise
+from transformers.generation.continuous_batching import requests, scheduler  # noqa: E402  # likewise
 
 PROMPTS = [list(range(10, 16 + extra)) for extra in range(4)]
 

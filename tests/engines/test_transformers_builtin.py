@@ -9,12 +9,12 @@ from tests.engines.test_transformers_batching import PROMPTS, generate_batch, mo
 
 metrics = pytest.importorskip("transformers.utils.metrics", reason="only from 4.57 to 5.8")
 from opentelemetry import metrics as metrics_api  # noqa: E402  # only where the module above exists
-from opentelemetry import trace  # noqa: E402
-from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: E402
-from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from opentelemetry import trace  # noqa: E402  # likewise
+from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402  # likewise
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: E402  # likewise
+from opentelemetry.sdk.trace import TracerProvider  # noqa: E402  # likewise
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402  # likewise
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402  # likewise
 
 assert model  # the fixture
 
