@@ -44,6 +44,8 @@ class Collector:
     receiver: Receiver = field(default_factory=Receiver)
     sent: list[bytes] = field(default_factory=list)
     """All that it was sent: headers and bodies over HTTP, messages over gRPC."""
+    unanswered: list[bytes] = field(default_factory=list)
+    """Spans that it took over HTTP, and was gone before it could say so."""
 
 
 @contextlib.contextmanager
@@ -78,7 +80,12 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
             self.send_response(status)
             self.send_header("Content-Type", "application/x-protobuf")
             self.send_header("Content-Length", str(HUGE if fault == "huge" else 0))
-            self.end_headers()
+            try:
+                self.end_headers()
+            except OSError:
+                if self.path.endswith("traces"):
+                    found.unanswered.append(body)
+                raise
             if fault == "huge":
                 with contextlib.suppress(OSError):  # the exporter may hang up
                     for _ in range(HUGE // len(_PIECE)):
