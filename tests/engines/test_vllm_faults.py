@@ -7,10 +7,8 @@ test_vllm_async.py breaks the hooks one at a time, around single requests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from otel_llm import faults
 from otel_llm.engines._vllm_request import Request
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.engines.vllm import ENGINE
-from otel_llm.patching import Hook, Patcher, Probe
-from tests.engines.vllm_live import POSITIONS, LiveEngine, broken, prompt
+from tests.engines.sabotage import armed, fail
+from tests.engines.vllm_live import POSITIONS, LiveEngine, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.expects_faults]
 REQUESTS = 30
@@ -96,35 +94,7 @@ async def _cancel(stream: Any) -> None:
 LEAVE = (_close, _throw, _cancel)
 
 
-def hooks_with(position: str) -> Callable[[Probe], tuple[Hook, ...]]:
-    def hooks(probe: Probe) -> tuple[Hook, ...]:
-        if position in ("emit", "capture"):
-            return ENGINE.hooks(probe._replace(**{position: fail}))
-        rows = ENGINE.hooks(probe)
-        if position not in POSITIONS:
-            return rows
-        return tuple(dataclasses.replace(row, body=broken(row.body, position)) if row.body else row for row in rows)
-
-    return hooks
-
-
-def fail(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("broken")
-
-
-@contextlib.contextmanager
-def armed(position: str) -> Iterator[Patcher]:
-    engine = dataclasses.replace(ENGINE, hooks=hooks_with(position))
-    patcher = Patcher(engine, lambda _said: None, lambda *_, **__: None, lambda: False)
-    patcher.arm()
-    assert patcher.state == "applied"
-    try:
-        yield patcher
-    finally:
-        patcher.undo()
-
-
-@pytest.mark.parametrize("position", [*POSITIONS, *PLACES, "emit", "capture"])
+@pytest.mark.parametrize("position", [*POSITIONS, *PLACES, "emit", "capture"])  # vLLM raises from its streams
 def test_no_fault_of_ours_shows_under_load(
     live: LiveEngine, expected: list[Any], position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +108,7 @@ def test_no_fault_of_ours_shows_under_load(
         if PLACES.get(position, (None,))[0] is owner:
             for name in names:
                 monkeypatch.setattr(owner, name, fail)
-    with armed(position) as patcher:
+    with armed(ENGINE, position) as patcher:
         assert load(live) == expected
         assert patcher.breaker.seen > 0
     assert load(live) == expected
@@ -148,7 +118,7 @@ def test_hooks_that_keep_failing_switch_themselves_off(
     live: LiveEngine, expected: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """And say so once, by themselves."""
-    with caplog.at_level(logging.WARNING, "otel_llm"), armed(POSITIONS[0]) as patcher:
+    with caplog.at_level(logging.WARNING, "otel_llm"), armed(ENGINE, POSITIONS[0]) as patcher:
         while patcher.breaker.closed:
             assert load(live) == expected
         seen = patcher.breaker.seen

@@ -8,14 +8,15 @@ import os
 import threading
 import time
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import otel_llm
 from otel_llm.engines.vllm import ENGINE
 from otel_llm.faults import Breaker
-from otel_llm.patching import Body, Call, Hook, Patcher, Probe
+from otel_llm.patching import Patcher, Probe
+from tests.engines import sabotage
 
 T = TypeVar("T")
 
@@ -26,47 +27,17 @@ HOOKS = ENGINE.hooks(Probe(print, print, lambda: False, Breaker("vllm")))  # typ
 TARGETS = list(dict.fromkeys(hook.targets[0] for hook in HOOKS if hook.body))
 RARE = ("_create_grammar", "create_connector", "_update_waiting_for_remote_kv", "beam_search", "record_sleep_state")
 """What a prompt and its tokens do not come by; test_vllm_paths.py goes there."""
-POSITIONS = ("before the call", "after the call")
-
-
-def broken(body: Body, position: str) -> Body:
-    """The same hook, with an error of ours in it."""
-
-    def sabotage(call: Call) -> Any:
-        if position == POSITIONS[0]:
-            raise RuntimeError(position)
-        steps = body(call)
-        next(steps)
-        returned = yield
-        with contextlib.suppress(StopIteration):
-            steps.send(returned)
-        raise RuntimeError(position)
-
-    return sabotage
+POSITIONS = sabotage.POSITIONS[:2]
 
 
 @contextlib.contextmanager
 def sabotaged(target: str, position: str) -> Iterator[Patcher]:
     """All hooks of vLLM in place, one of them broken, instead of those that instrument() made."""
-
-    def hooks(probe: Probe) -> tuple[Hook, ...]:
-        rows = ENGINE.hooks(probe)
-        return tuple(
-            replace(hook, body=broken(hook.body, position)) if hook.body and hook.targets[0] == target else hook
-            for hook in rows
-        )
-
-    def capture(_headers: object = None) -> None:
-        """No context."""
-
     otel_llm.uninstrument()
-    patcher = Patcher(replace(ENGINE, hooks=hooks), lambda _timeline: None, capture, lambda: False)
-    patcher.arm()
-    assert patcher.state == "applied"
     try:
-        yield patcher
+        with sabotage.armed(ENGINE, position, target) as patcher:
+            yield patcher
     finally:
-        patcher.undo()
         otel_llm.instrument(engines=["vllm"])
 
 

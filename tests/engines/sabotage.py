@@ -1,0 +1,66 @@
+"""Hooks of an engine with errors of ours in them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from otel_llm.patching import Body, Call, Engine, Hook, Patcher, Probe
+
+POSITIONS = ("before the call", "after the call", "while the host fails")
+"""The last is an error where the call itself has raised."""
+
+Hooks = Callable[[Probe], tuple[Hook, ...]]
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    """Stands for anything of ours that is broken."""
+    raise RuntimeError("broken")
+
+
+def broken(body: Body, position: str) -> Body:
+    """The same body, with an error of ours in it."""
+
+    def sabotage(call: Call) -> Any:
+        if position == POSITIONS[0]:
+            raise RuntimeError(position)
+        steps = body(call)
+        next(steps)
+        returned = yield
+        with contextlib.suppress(StopIteration):
+            steps.send(returned)
+        if position == POSITIONS[1] or returned.error is not None:
+            raise RuntimeError(position)
+
+    return sabotage
+
+
+def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
+    """The same hooks: all bodies broken, or that of a target, or what an engine file is given (emit, capture)."""
+
+    def made(probe: Probe) -> tuple[Hook, ...]:
+        if position in ("emit", "capture"):
+            return hooks(probe._replace(**{position: fail}))
+        return tuple(
+            dataclasses.replace(row, body=broken(row.body, position))
+            if row.body and position in POSITIONS and target in (None, row.targets[0])
+            else row
+            for row in hooks(probe)
+        )
+
+    return made
+
+
+@contextlib.contextmanager
+def armed(engine: Engine, position: str, target: str | None = None) -> Iterator[Patcher]:
+    """The hooks in place, broken like that; nothing is recorded."""
+    wrong = dataclasses.replace(engine, hooks=hooks_with(engine.hooks, position, target))
+    patcher = Patcher(wrong, lambda _said: None, lambda *_, **__: None, lambda: False)
+    patcher.arm()
+    assert patcher.state == "applied"
+    try:
+        yield patcher
+    finally:
+        patcher.undo()
