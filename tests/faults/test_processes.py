@@ -92,6 +92,27 @@ def test_forks_while_recording_and_exporting(receiver: Receiver, forks: int, abr
         assert len(roots(receiver)) == requests + forks
 
 
+IN_THE_POOL = """
+import signal
+from otel_llm.pipeline import answers
+adapter = answers.session().get_adapter("http://collector")
+manager = adapter.proxy_manager_for("http://proxy") if PROXY else adapter.poolmanager
+pool = manager.connection_from_url("http://collector")
+pool.pool.mutex.acquire()  # as a thread that exports does, for a moment
+if (pid := os.fork()) == 0:
+    signal.alarm(10)
+    sys.exit(0)
+pool.pool.mutex.release()
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.mark.parametrize("proxy", [False, True], ids=["direct", "proxy"])
+def test_a_child_forked_in_the_middle_of_an_export_ends(proxy: bool) -> None:
+    """Seen to hang with the adapter of requests: urllib3 empties the inherited pool at the child's end."""
+    assert finish(start(IN_THE_POOL.replace("PROXY", str(proxy)), nobody())) == ("0\n", "")
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_of_multiprocessing_report_their_own_requests(method: str, receiver: Receiver, tmp_path: Path) -> None:
     """
