@@ -64,8 +64,9 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
             os.environ |= {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": ratio}
             pipelines.append(made := Pipeline("bench", frozenset({"traces", "metrics"})))
             recorder = Recorder(made.spans, made.bulk, loss=made.loss)
-            arms.on[name] = lambda on, recorder=recorder: setattr(live(), "recorder", recorder) if on else None
-            arms.flush[name] = made.spans.force_flush
+            take = made.deferring(recorder.record)
+            arms.on[name] = lambda on, take=take: setattr(live(), "take", take) if on else None
+            arms.flush[name] = made.flush
         os.environ["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         otel_llm.instrument(
             engines=["vllm", "transformers"],
@@ -76,7 +77,7 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
         def live() -> Any:
             return instrumentation._live.get()
 
-        return cast("Callable[[], object]", pipelines[0].spans.force_flush)
+        return cast("Callable[[], object]", pipelines[0].flush)
 
     return set_up
 

@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from otel_llm.decorators import measured as measured
     from otel_llm.decorators import request as request
-    from otel_llm.instrumentation import EngineStatus as EngineStatus
-    from otel_llm.instrumentation import Status as Status
+    from otel_llm.health import EngineStatus as EngineStatus
+    from otel_llm.health import Status as Status
     from otel_llm.instrumentation import add_sink as add_sink
     from otel_llm.instrumentation import instrument as instrument
     from otel_llm.instrumentation import status as status
@@ -34,7 +34,14 @@ __all__ = [
     "uninstrument",
 ]
 
-_ROOMS = {"measured": "decorators", "request": "decorators", "Phase": "timeline", "Timeline": "timeline"}
+_ROOMS = {
+    "EngineStatus": "health",
+    "Status": "health",
+    "measured": "decorators",
+    "request": "decorators",
+    "Phase": "timeline",
+    "Timeline": "timeline",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,7 @@
 What an engine says of itself, beside its requests: plain data, emitted as it is told.
 
 An engine file gives these to ``probe.emit``, at most a few times per step of
-the engine. It says only what it was told: a field that it does not know stays
+the engine, and there as a ``Later``. It says only what it was told: a field that it does not know stays
 None, and what was never told is never exported. A gauge is what was told last,
 a count is what came since the last emission; the counts of several processes
 that watch one engine add up.
@@ -10,7 +10,7 @@ that watch one engine add up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from otel_llm.recording import TokenGaps
@@ -64,6 +64,29 @@ class EngineStep(NamedTuple):
     """Seconds that the step added to the engine's time; None if unknown."""
 
 
-Emission = Timeline | TokenGaps | EngineState | EngineStep
+class Later(NamedTuple):
+    """
+    What an engine says at every step, told when it is recorded.
+
+    Nothing of ``about`` may change any more. Where an application's providers
+    record at once, so does this.
+    """
+
+    tell: Callable[..., Iterable[Emission]]
+    about: tuple[object, ...]
+    place: str
+    """Where the error is counted that ``tell`` raises."""
+    swallow: Callable[[str, Exception], None]
+
+    def told(self) -> Iterable[Emission]:
+        """Never raises."""
+        try:
+            return tuple(self.tell(*self.about))
+        except Exception as error:
+            self.swallow(self.place, error)
+            return ()
+
+
+Emission = Timeline | TokenGaps | EngineState | EngineStep | Later
 """What an engine file emits."""
 Emit = Callable[[Emission], None]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_llm import engines, faults, outlet
 from otel_llm.config import Settings
 from otel_llm.engine_state import Emission
+from otel_llm.health import EngineStatus, Status
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 from otel_llm.pipeline import exit as process_exit
 from otel_llm.pipeline.process import PerProcess
@@ -31,43 +32,13 @@ if TYPE_CHECKING:
 Sink = Callable[[Timeline], None]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """One engine in this process."""
-
-    state: str
-    """off, armed (waits for the engine's import), applied, or failed."""
-    version: str | None
-    """``__version__`` of the engine, None before its import."""
-    hooks: tuple[str, ...]
-    """Targets that are wrapped now."""
-    reason: str
-    """Why it failed, or that this version is not among the tested ones; else empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What otel-llm does in this process."""
-
-    instrumented: bool
-    engines: Mapping[str, EngineStatus]
-    edges: Mapping[str, EngineStatus]
-    """HTTP servers and clients, likewise."""
-    exporters: Mapping[str, tuple[str, ...]]
-    """Exporters of our own pipeline by signal; empty while there is none, or with the application's providers."""
-    exported: Mapping[str, int]
-    dropped: Mapping[str, int]
-    capped: Mapping[str, int]
-    """Requests without spans, because more were sampled than ``OTEL_LLM_SAMPLED_PER_SECOND`` allows."""
-    errors: Mapping[str, int]
-    """Errors of our own, swallowed, by place."""
-
-
 @dataclass(slots=True)
 class _Live:
     """The telemetry of one process."""
 
     recorder: Recorder
+    take: Callable[[Emission], None]
+    """Has it recorded, now or in a moment."""
     pipeline: Pipeline | None
     settled: bool
     """Whether the application's providers, or explicit ones, serve both signals."""
@@ -104,7 +75,10 @@ class _Active:
             targets=self.settings.targets,
             loss=None if pipeline is None else pipeline.loss,
         )
-        return _Live(recorder, pipeline, settled=not missing)
+        take: Callable[[Emission], None] = recorder.record
+        if pipeline is not None and traces is pipeline.spans and metrics is pipeline.bulk:
+            take = pipeline.deferring(take)
+        return _Live(recorder, take, pipeline, settled=not missing)
 
     def follows(self) -> tuple[bool, bool]:
         """Whether spans, and whether metrics, go to a provider that the application has set."""
@@ -229,7 +203,7 @@ def emit(said: Emission) -> None:
             return
         # An engine speaks at every step: that the application has set a provider is for the next request to see.
         if live := (None if isinstance(said, Timeline) else _live.peek()) or _current_live():
-            live.recorder.record(said)
+            live.take(said)
     except Exception as error:
         faults.swallow("emit", error)
     if not isinstance(said, Timeline):

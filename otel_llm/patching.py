@@ -12,13 +12,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from otel_llm import faults, tested
+from otel_llm.calls import Body, Call, Glance, Returned, driver, glancing
 from otel_llm.engine_state import Emit
+
+__all__ = ["Body", "Call", "Capture", "Engine", "Hook", "Patch", "Patcher", "Probe", "Returned", "resolve"]
 
 Ready = Callable[[], bool]
 
@@ -45,51 +48,6 @@ class Probe(NamedTuple):
     """Whether steps are wanted in detail, with their duration; whether the device is asked for time, by events."""
 
 
-class Call:
-    """One call of a wrapped function, its arguments by name."""
-
-    __slots__ = ("_positions", "args", "instance", "kwargs")
-
-    def __init__(
-        self, positions: Mapping[str, int], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        self._positions = positions
-        self.instance = instance
-        self.args = args
-        self.kwargs = kwargs
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The argument of this name, or the default if the caller left it out."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        position = self._positions.get(name, sys.maxsize)
-        return self.args[position] if position < len(self.args) else default
-
-    def replace(self, name: str, value: Any) -> None:
-        """Pass another value for this argument, however the caller passed it."""
-        position = self._positions.get(name, sys.maxsize)
-        if position < len(self.args):
-            self.args = (*self.args[:position], value, *self.args[position + 1 :])
-        else:
-            self.kwargs = {**self.kwargs, name: value}
-
-
-class Returned(NamedTuple):
-    """How the wrapped call ended."""
-
-    value: Any
-    error: BaseException | None
-
-
-Body = Callable[[Call], Generator[None, Returned, Any]]
-"""
-A generator with exactly one ``yield``, which stands for the wrapped call and
-gives how it ended. The driver makes the call itself: a body cannot forget it,
-repeat it or swallow its exception. What the body returns, unless None,
-replaces the result (for proxies around iterators).
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A function to wrap, and what to do around it."""
@@ -97,6 +55,8 @@ class Hook:
     targets: tuple[str, ...]
     """``module:Class.method``, preferred first; the first that resolves is wrapped."""
     body: Body | None = None
+    glance: Glance | None = None
+    """Instead of a body, for calls per step that need no more than a look at their arguments."""
     replacement: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """
     Instead of a body, for calls per token: given the original, returns a plain
@@ -223,8 +183,11 @@ class Patcher:
         import wrapt
 
         parent, attribute, original = place
+        where = hook.targets[0].rpartition(":")[2]
         if hook.body is not None:
-            wrapper: Any = wrapt.FunctionWrapper(original, _driver(hook, original, self.breaker))
+            wrapper: Any = wrapt.FunctionWrapper(original, driver(hook.body, original, where, self.breaker))
+        elif hook.glance is not None:
+            wrapper = glancing(hook.glance, original, where, self.breaker)
         else:
             assert hook.replacement is not None
             wrapper = hook.replacement(original)
@@ -249,52 +212,4 @@ def resolve(hook: Hook, *, load: bool = True) -> tuple[Any, str, Any] | None:
         except (ImportError, AttributeError):
             continue
         return parent, attribute, original
-    return None
-
-
-def _positions(original: Any) -> dict[str, int]:
-    """Position of each parameter that can be passed by position, without self."""
-    function = getattr(original, "__func__", original)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
-    bound = not isinstance(original, staticmethod) and names[:1] in (["self"], ["cls"])
-    return {name: position for position, name in enumerate(names[1:] if bound else names)}
-
-
-def _driver(hook: Hook, original: Any, breaker: faults.Breaker) -> Callable[..., Any]:
-    """Run the hook's body around the call. Only the host's exceptions pass."""
-    positions, place, body = _positions(original), hook.targets[0].rpartition(":")[2], hook.body
-    assert body is not None
-
-    def drive(wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not breaker.closed:
-            return wrapped(*args, **kwargs)
-        call = Call(positions, instance, args, kwargs)
-        try:
-            steps = body(call)
-            next(steps)
-        except Exception as error:
-            breaker.swallow(place, error)
-            return wrapped(*call.args, **call.kwargs)  # an iterator may have been read and replaced
-        try:
-            value = wrapped(*call.args, **call.kwargs)
-        except BaseException as error:
-            _resume(steps, Returned(None, error), breaker, place)
-            raise
-        replacement = _resume(steps, Returned(value, None), breaker, place)
-        return value if replacement is None else replacement
-
-    return drive
-
-
-def _resume(steps: Generator[None, Returned, Any], returned: Returned, breaker: faults.Breaker, place: str) -> Any:
-    try:
-        steps.send(returned)
-    except StopIteration as stop:
-        return stop.value
-    except Exception as error:
-        breaker.swallow(place, error)
-    else:
-        steps.close()
-        breaker.swallow(place, RuntimeError("a hook body must yield exactly once"))
     return None

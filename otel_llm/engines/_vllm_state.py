@@ -9,10 +9,10 @@ has the request. Upstream: vllm/v1/metrics/{loggers,stats}.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
-from otel_llm.engine_state import EngineState
+from otel_llm.engine_state import EngineState, Later
 from otel_llm.engines._vllm_request import served_model
 from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Call, Hook, Probe, Returned
@@ -34,17 +34,9 @@ class Watched:
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """In the frontend."""
 
-    def recorded(call: Call) -> Steps:
-        scheduler, iteration = call.get("scheduler_stats"), call.get("iteration_stats")
-        yield
-        watched = getattr(call.instance, KEY, None)
-        if watched is None:
-            return  # made before otel-llm came
-        found = getattr(iteration, "inter_token_latencies_iter", None)
-        if found:  # one value per output of the step, nearly all of them equal
-            probe.emit(TokenGaps("vllm", watched.model, Counter(found)))
-        preempted = getattr(iteration, "num_preempted_reqs", None)
-        probe.emit(_state(scheduler, watched, call.get("engine_idx") or 0, preempted))
+    def recorded(call: Call) -> None:
+        if (watched := getattr(call.instance, KEY, None)) is not None:  # None: made before otel-llm came
+            probe.emit(Later(_told, (watched, call), "StatLoggerManager.record", probe.breaker.swallow))
 
     def slept(call: Call) -> Steps:
         yield
@@ -57,9 +49,18 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     manager = "vllm.v1.metrics.loggers:StatLoggerManager."
     return (
-        Hook((manager + "record",), recorded),
+        Hook((manager + "record",), glance=recorded),
         Hook((manager + "record_sleep_state",), slept, required=False),
     )
+
+
+def _told(watched: Watched, call: Call) -> Iterator[TokenGaps | EngineState]:
+    iteration = call.get("iteration_stats")
+    found = getattr(iteration, "inter_token_latencies_iter", None)
+    if found:  # one value per output of the step, nearly all of them equal
+        yield TokenGaps("vllm", watched.model, Counter(found))
+    preempted = getattr(iteration, "num_preempted_reqs", None)
+    yield _state(call.get("scheduler_stats"), watched, call.get("engine_idx") or 0, preempted)
 
 
 def _state(scheduler: Any, watched: Watched, index: int, preemptions: int | None) -> EngineState:

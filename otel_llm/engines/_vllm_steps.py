@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from otel_llm.engine_state import EngineStep
+from otel_llm.engine_state import EngineStep, Later
 from otel_llm.engines._vllm_waits import KEY, note
-from otel_llm.patching import Call, Hook, Probe, Returned
+from otel_llm.patching import Call, Hook, Probe
 
 STEPS: Final = "otel-llm-steps"
 """``index;requests tokens[ prefill seconds];...``, one part per step since the last output."""
@@ -111,26 +111,29 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
         return update_from_output
 
-    def told(call: Call) -> Generator[None, Returned, None]:
+    def told(call: Call) -> None:
         outputs = call.get("engine_core_outputs")
         note(call.instance, outputs)
         headers = outputs[0].trace_headers if outputs else None
-        yield
         if headers and STEPS in headers:
-            index, *steps = headers[STEPS].split(";")
-            model = getattr(call.instance, KEY, None)
-            for step in steps:
-                requests, tokens, *detail = step.split(" ")
-                prefill, seconds = (int(detail[0]), float(detail[1])) if detail else (None, None)
-                probe.emit(EngineStep("vllm", model, int(index), int(requests), int(tokens), prefill, seconds))
+            about = headers[STEPS], getattr(call.instance, KEY, None)
+            probe.emit(Later(_told, about, "OutputProcessor.process_outputs", probe.breaker.swallow))
 
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
     detail = (Hook((scheduler + "schedule",), replacement=schedule, required=False),) if probe.step_detail else ()
     return (
         *detail,
         Hook((scheduler + "update_from_output",), replacement=update, required=False),
-        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), told),
+        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), glance=told),
     )
+
+
+def _told(said: str, model: str | None) -> Iterator[EngineStep]:
+    index, *steps = said.split(";")
+    for step in steps:
+        requests, tokens, *detail = step.split(" ")
+        prefill, seconds = (int(detail[0]), float(detail[1])) if detail else (None, None)
+        yield EngineStep("vllm", model, int(index), int(requests), int(tokens), prefill, seconds)
 
 
 def _of(scheduler: Any) -> Steps:

@@ -51,17 +51,13 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             setattr(state.stats, KEY, sample)
             request.samples.append(sample)
 
-    def events(call: Call) -> Steps:
-        sample = getattr(call.get("req_stats"), KEY, None)
-        yield
-        if sample:
+    def events(call: Call) -> None:
+        if sample := getattr(call.get("req_stats"), KEY, None):
             for event in call.get("events"):
                 sample.event(event.type.name, nanoseconds(event.timestamp))
 
-    def finished(call: Call) -> Steps:
-        sample = getattr(call.get("req_state"), KEY, None)
-        yield
-        if sample:
+    def finished(call: Call) -> None:
+        if sample := getattr(call.get("req_state"), KEY, None):
             sample.finished(str(call.get("finish_reason")))
 
     def abort(call: Call) -> Steps:
@@ -97,9 +93,9 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
         Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
         Hook((v1 + "output_processor:OutputProcessor.add_request",), submit),
-        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), finished),
+        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), glance=finished),
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
-        Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), events),
+        Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), glance=events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
         *_vllm_state.hooks(probe),
         *_vllm_steps.hooks(probe),

@@ -14,7 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -150,9 +150,9 @@ class _BulkCounter(_Bulk, api.Counter):
 class BulkMeter(api.NoOpMeter):
     """Makes bulk histograms and counters; what is observed at collection is the SDK's."""
 
-    def __init__(self, inner: api.Meter, name: str, instruments: list[_Bulk]) -> None:
+    def __init__(self, inner: api.Meter, name: str, instruments: list[_Bulk], drain: Callable[[], None]) -> None:
         super().__init__(name)
-        self._inner, self._instruments = inner, instruments
+        self._inner, self._instruments, self._drain = inner, instruments, drain
         self._lock = threading.Lock()
 
     def create_histogram(
@@ -182,7 +182,7 @@ class BulkMeter(api.NoOpMeter):
         description: str = "",
     ) -> api.ObservableCounter:
         """Left to the SDK: one always reports, or the reader would not call its exporter."""
-        return self._inner.create_observable_counter(name, callbacks, unit, description)
+        return self._inner.create_observable_counter(name, self._drained(callbacks), unit, description)
 
     def create_observable_gauge(
         self,
@@ -192,14 +192,27 @@ class BulkMeter(api.NoOpMeter):
         description: str = "",
     ) -> api.ObservableGauge:
         """Left to the SDK."""
-        return self._inner.create_observable_gauge(name, callbacks, unit, description)
+        return self._inner.create_observable_gauge(name, self._drained(callbacks), unit, description)
+
+    def _drained(self, callbacks: Sequence[Any] | None) -> Sequence[Any]:
+        """They run before ``complete``, so all that it adds has been recorded by then too."""
+
+        def after(callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def observe(options: Any) -> Any:
+                self._drain()
+                return callback(options)
+
+            return observe
+
+        return [after(callback) for callback in callbacks or ()]
 
 
 class BulkMeterProvider(api.MeterProvider):
     """Stands before the SDK's provider; its exporters add what the instruments hold."""
 
-    def __init__(self, inner: MeterProvider) -> None:
-        self._inner = inner
+    def __init__(self, inner: MeterProvider, drain: Callable[[], None] = lambda: None) -> None:
+        """``drain`` records what waits to be recorded, before a collection."""
+        self._inner, self._drain = inner, drain
         self._instruments: dict[str, list[_Bulk]] = {}
 
     def get_meter(
@@ -211,7 +224,7 @@ class BulkMeterProvider(api.MeterProvider):
     ) -> api.Meter:
         """Meters of the same name share their scope."""
         inner = self._inner.get_meter(name, version, schema_url, attributes)
-        return BulkMeter(inner, name, self._instruments.setdefault(name, []))
+        return BulkMeter(inner, name, self._instruments.setdefault(name, []), self._drain)
 
     def complete(self, data: MetricsData) -> MetricsData:
         """Return the data with what the instruments hold, each in its scope."""

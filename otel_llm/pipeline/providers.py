@@ -12,8 +12,9 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_METRICS_PROTOCOL,
@@ -28,12 +29,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_llm import faults
+from otel_llm.pipeline.backlog import Backlog
 from otel_llm.pipeline.bulk import BulkMeterProvider, takes_bulk
 from otel_llm.pipeline.exporters import CountingMetricExporter, Loss, SpanOutlet, quiet_exporters
 from otel_llm.pipeline.sampling import CappedSampler
 from otel_llm.pipeline.spans import DeferredSpanMakers
 
 Signal = Literal["traces", "metrics"]
+T = TypeVar("T")
 
 EXIT_SECONDS = 3.0
 """Longest time that telemetry may delay the exit of the service."""
@@ -78,6 +81,7 @@ class Pipeline:
         self.loss = Loss()
         self._sampled_per_second = sampled_per_second
         self._waited, self._waited_until = 0.0, -math.inf
+        self._backlog: Backlog[Any] | None = None
         self.exporters: dict[str, tuple[str, ...]] = {}
         self.bulk: BulkMeterProvider | None = None
         """The meter provider to record with, where the exporters take what it makes."""
@@ -105,7 +109,7 @@ class Pipeline:
         readers = [*pulled, *(PeriodicExportingMetricReader(exporter) for exporter in exporters)]
         provider = MeterProvider(readers, resource, shutdown_on_exit=False)
         if not pulled and all(takes_bulk(exporter) for exporter in exporters):
-            self.bulk = BulkMeterProvider(provider)
+            self.bulk = BulkMeterProvider(provider, self._drain)
             for exporter in exporters:
                 exporter.complete = self.bulk.complete
         return provider
@@ -123,21 +127,36 @@ class Pipeline:
         self.exporters[signal] = tuple(names)
         return found
 
+    def deferring(self, record: Callable[[T], None]) -> Callable[[T], None]:
+        """Return what takes the place of ``record``: where its cost is ours alone to place, that is a backlog."""
+        if self.bulk is None:
+            return record
+        self._backlog = backlog = Backlog(record)
+        return backlog.put
+
+    def _drain(self) -> None:
+        if self._backlog is not None:
+            self._backlog.drain()
+
+    def _close(self) -> None:
+        if self._backlog is not None:
+            self._backlog.close()
+
     def flush(self) -> None:
         """Send what is queued; gives up after ``EXIT_SECONDS``."""
-        self._together("force_flush")
+        self._together(self._drain, "force_flush")
 
     def shutdown(self) -> None:
         """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
-        self._together("shutdown")
+        self._together(self._close, "shutdown")
         if (left := self.loss.waiting()) and not self.loss.outage.lasts:
             faults.logger.warning("otel_llm: the spans of %d requests were not delivered in time before the exit", left)
 
-    def _together(self, method: str) -> None:
+    def _together(self, record: Callable[[], None], method: str) -> None:
         # The SDK's own time-outs reach 30 s each, so they run in threads that
         # the interpreter does not wait for.
         providers = [provider for provider in (self.spans, self.meter_provider) if provider is not None]
-        threads = [threading.Thread(target=_guarded, args=(p, method), daemon=True) for p in providers]
+        threads = [threading.Thread(target=_guarded, args=(record, p, method), daemon=True) for p in providers]
         for thread in threads:
             thread.start()
         began = time.monotonic()
@@ -150,8 +169,9 @@ class Pipeline:
         self._waited = used + self._waited_until - began
 
 
-def _guarded(provider: Any, method: str) -> None:
+def _guarded(record: Callable[[], None], provider: Any, method: str) -> None:
     try:
+        record()
         getattr(provider, method)()
     except Exception as error:
         faults.swallow(f"pipeline.{method}", error)

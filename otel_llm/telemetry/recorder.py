@@ -10,7 +10,7 @@ from opentelemetry.trace import TracerProvider
 
 from otel_llm import conventions
 from otel_llm.config import Targets
-from otel_llm.engine_state import Emission, EngineState, EngineStep
+from otel_llm.engine_state import Emission, EngineState, EngineStep, Later
 from otel_llm.recording import TokenGaps
 from otel_llm.telemetry.client import ClientWriter
 from otel_llm.telemetry.context import Captured
@@ -50,6 +50,9 @@ class Recorder:
         elif isinstance(said, TokenGaps):
             if self._metrics is not None:
                 self._metrics.write_gaps(said)
+        elif isinstance(said, Later):
+            for each in said.told():
+                self.record(each)
         else:
             self._request(said)
 

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from otel_llm.patching import Body, Call, Engine, Hook, Patcher, Probe
+from otel_llm.calls import Body, Call, Glance
+from otel_llm.patching import Engine, Hook, Patcher, Probe
 
 POSITIONS = ("before the call", "after the call", "while the host fails")
 """The last is an error where the call itself has raised."""
@@ -37,6 +38,17 @@ def broken(body: Body, position: str) -> Body:
     return sabotage
 
 
+def broken_glance(glance: Glance, position: str) -> Glance:
+    """There is no after; the second position is an error of ours when all is done."""
+
+    def sabotage(call: Call) -> None:
+        if position == POSITIONS[1]:
+            glance(call)
+        raise RuntimeError(position)
+
+    return sabotage
+
+
 def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
     """The same hooks: all bodies broken, or that of a target, or what an engine file is given (emit, capture)."""
 
@@ -44,13 +56,19 @@ def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
         if position in ("emit", "capture"):
             return hooks(probe._replace(**{position: fail}))
         return tuple(
-            dataclasses.replace(row, body=broken(row.body, position))
-            if row.body and position in POSITIONS and target in (None, row.targets[0])
-            else row
+            _broken_row(row, position) if position in POSITIONS and target in (None, row.targets[0]) else row
             for row in hooks(probe)
         )
 
     return made
+
+
+def _broken_row(row: Hook, position: str) -> Hook:
+    if row.body:
+        return dataclasses.replace(row, body=broken(row.body, position))
+    if row.glance and position != POSITIONS[2]:
+        return dataclasses.replace(row, glance=broken_glance(row.glance, position))
+    return row
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def test_no_fault_of_ours_shows_under_load(
     """
     Tokens and exceptions of the callers, KeyboardInterrupt among them, are those of a process without us.
 
-    Seen to fail without the ``except`` of patching._driver (before the call) and of patching._resume (after it).
+    Seen to fail without the ``except`` of calls.driver (before the call) and of calls._resume (after it).
     """
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
     if position == "in the loop":

@@ -21,6 +21,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import otel_llm
+from otel_llm import instrumentation
+from otel_llm.engine_state import Emission
 from otel_llm.engines import _vllm_steps
 from tests.engines import vllm_live
 
@@ -190,6 +192,26 @@ def test_the_state_equals_vllms_own_page_after_every_step(engine: tuple[Any, Met
             highest[name] = max(highest[name], value or 0)
     assert all(highest.values()), f"some of it never happened: {highest}"
     assert metrics.value("otel_llm.engine.requests running") == 0
+
+
+def test_what_a_step_said_is_the_same_when_it_is_recorded_later(
+    engine: tuple[Any, Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a pipeline of our own: vLLM does not go on with what it has told."""
+    llm_engine, metrics = engine
+    live = instrumentation._live.get()
+    told: list[Emission] = []
+    before = {name: metrics.value(name) for name in SAME}
+    monkeypatch.setattr(live, "take", told.append)
+    submit(llm_engine, 12)
+    run(llm_engine)
+    assert {name: metrics.value(name) for name in SAME} == before
+    for said in told:
+        live.recorder.record(said)
+    ours, theirs = metrics.read(), page()
+    assert {name: ours[name].value for name in ours if name in SAME} == {
+        name: theirs[own] for name, own in SAME.items() if name in ours
+    }
 
 
 def test_the_steps_equal_the_schedulers(engine: tuple[Any, Metrics]) -> None:

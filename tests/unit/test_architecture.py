@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 DATA = {
     "timeline", "client_timeline", "pairing", "span_data", "conventions", "instrument_rows", "engine_instruments",
-    "sanitize", "faults", "config",
+    "sanitize", "faults", "config", "health",
 }  # fmt: skip
 """Standard library and each other."""
 
@@ -41,7 +41,8 @@ ARROWS = {
         "tcp",
         "timeline",
     },
-    "patching": {"engine_state", "faults", "tested"},
+    "calls": {"faults"},
+    "patching": {"calls", "engine_state", "faults", "tested"},
     "tested": {"faults"},
     "decorators": {"edge", "faults", "outlet", "recording", "streams", "timeline"},
     "engines": {"engine_state", "engines", "faults", "patching", "recording", "streams", "timeline"},
