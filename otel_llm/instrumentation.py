@@ -52,14 +52,16 @@ class _Active:
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.patchers: dict[str, Patcher] = {}
+        from otel_llm.telemetry import context  # here: a request asks, and an import statement is dear
+
+        self._applications = context.application_tracer_provider, context.application_meter_provider
 
     def build(self) -> _Live:
         from otel_llm.pipeline.providers import Pipeline, sdk_disabled
-        from otel_llm.telemetry import context
         from otel_llm.telemetry.recorder import Recorder
 
-        traces = self.tracer_provider or context.application_tracer_provider()
-        metrics = self.meter_provider or context.application_meter_provider()
+        tracers, meters = self._applications
+        traces, metrics = self.tracer_provider or tracers(), self.meter_provider or meters()
         served: dict[Signal, object] = {"traces": traces, "metrics": metrics}
         missing: frozenset[Signal] = frozenset(signal for signal, provider in served.items() if provider is None)
         pipeline = None
@@ -82,11 +84,10 @@ class _Active:
 
     def follows(self) -> tuple[bool, bool]:
         """Whether spans, and whether metrics, go to a provider that the application has set."""
-        from otel_llm.telemetry import context
-
+        tracers, meters = self._applications
         return (
-            self.tracer_provider is None and context.application_tracer_provider() is not None,
-            self.meter_provider is None and context.application_meter_provider() is not None,
+            self.tracer_provider is None and tracers() is not None,
+            self.meter_provider is None and meters() is not None,
         )
 
 

@@ -67,6 +67,9 @@ class Request(Recording):
         if error is None and finishes & {"abort", "error"}:
             outcome, reason = ("abort", "abort") if "abort" in finishes else ("error", "engine")
         now, failure = time.monotonic_ns(), {"outcome": outcome, "error_type": reason}
-        self.close(outcome, reason, [sample.timeline(now, failure) for sample in self.samples], ended=now)
+        if len(self.samples) == 1:  # nearly every request: the sample is the request
+            self.close(outcome, reason, ended=now, **self.samples[0].marks(now, outcome)[1])
+        else:
+            self.close(outcome, reason, [sample.timeline(now, failure) for sample in self.samples], ended=now)
         for sample in self.samples:
             sample.state = None  # breaks the cycle with vLLM's state

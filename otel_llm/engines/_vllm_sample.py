@@ -48,8 +48,14 @@ class Sample:
             self.input_wait += max(at - (nanoseconds(stats.last_token_ts) or at), 0)
 
     def timeline(self, ended: int, ending: dict[str, Any]) -> Timeline:
+        """One of several samples; ``ending`` is that of the request, which holds if this one was cut."""
+        cut, marks = self.marks(ended, ending["outcome"])
+        return self.request.sample(ended=self.ended or ended, **marks, **(ending if cut else {}))
+
+    def marks(self, ended: int, outcome: str) -> tuple[bool, dict[str, Any]]:
+        """Whether it was cut, and what is known of it."""
         state, stats, detokenizer = self.state, self.state.stats, self.state.detokenizer
-        cut = self.finish in ("abort", "error") or (not self.finish and ending["outcome"] != "ok")
+        cut = self.finish in ("abort", "error") or (not self.finish and outcome != "ok")
         # The engine's count may run ahead of the output where a stop string cut it.
         tokens = stats.num_generation_tokens if detokenizer is None else detokenizer.num_output_tokens()
         answered = tokens > 0 or (detokenizer is None and not cut)
@@ -62,22 +68,20 @@ class Sample:
         )
         moved = anchored(stamps, self.submitted, self.received, self.ended or ended)
         placed = moved or stamps
-        return self.request.sample(
-            ended=self.ended or ended,
-            submitted=self.submitted,
-            scheduled=placed.scheduled,
-            first_token=placed.first_token,
-            last_token=None if cut else placed.last_token,
-            cut_known=placed.scheduled is not None,  # told with the first output only
-            finish_reasons=(self.finish,) if self.finish else (),
-            prompt_tokens=state.prompt_len,
-            cached_tokens=state.num_cached_tokens,
-            output_tokens=tokens,
-            preemptions=self.preemptions,
-            preemption_stall=self.stall,
-            attributes=self._attributes(stamps, moved is not None),
-            **(ending if cut else {}),
-        )
+        return cut, {
+            "submitted": self.submitted,
+            "scheduled": placed.scheduled,
+            "first_token": placed.first_token,
+            "last_token": None if cut else placed.last_token,
+            "cut_known": placed.scheduled is not None,  # told with the first output only
+            "finish_reasons": (self.finish,) if self.finish else (),
+            "prompt_tokens": state.prompt_len,
+            "cached_tokens": state.num_cached_tokens,
+            "output_tokens": tokens,
+            "preemptions": self.preemptions,
+            "preemption_stall": self.stall,
+            "attributes": self._attributes(stamps, moved is not None),
+        }
 
     def _attributes(self, stamps: Stamps, moved: bool) -> dict[str, AttributeValue]:
         found: dict[str, AttributeValue] = sampling(self.state) if self.traced else {}
