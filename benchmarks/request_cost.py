@@ -41,7 +41,7 @@ ROUNDS, CALLS, TOKENS = 80, 60, 4_000
 MS = 1_000_000
 
 BUDGETS = {
-    "request, told by the serving thread": 100.0,
+    "request, its timeline made and told": 100.0,
     "request recorded, 100 % sampled": 100.0,
     "request recorded, 1 % sampled": 40.0,
     "sampled request exported": 100.0,
@@ -169,10 +169,16 @@ def measure(url: str, rounds: int = ROUNDS, *, compare: bool = False) -> dict[st
     os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     (everything, all_of_them), (a_few, one_percent) = pipeline("1.0"), pipeline("0.01")
     tell = everything.deferring(all_of_them.record)
+
+    def told() -> float:
+        cost = per_call(lambda: tell(timeline()))
+        everything.flush()  # or it would be recorded beside the next case
+        return cost
+
     cases: dict[str, Callable[[], float]] = {
         "calibration": lambda: per_call(calibration),
         "loop": lambda: per_call(timeline),
-        "tell": lambda: per_call(lambda: tell(timeline())),
+        "told": told,
         "all": lambda: per_call(lambda: all_of_them.record(timeline())),
         "few": lambda: per_call(lambda: one_percent.record(timeline())),
         "export": export(everything),
@@ -193,7 +199,7 @@ def measure(url: str, rounds: int = ROUNDS, *, compare: bool = False) -> dict[st
     a_few.shutdown()
     names = iter(BUDGETS)
     found = {
-        next(names): least["tell"] - least["loop"],
+        next(names): least["told"],
         next(names): least["all"] - least["loop"],
         next(names): least["few"] - least["loop"],
         next(names): least["export"],
