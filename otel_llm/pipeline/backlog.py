@@ -38,38 +38,40 @@ class Backlog(Generic[T]):
     def __init__(self, record: Callable[[T], None]) -> None:
         self._record = record
         self._waiting: deque[T] = deque()
-        self._lock = threading.Lock()  # of those that record; none that appends waits for it
+        self._lock = threading.Lock()  # of those that record
         self._wake = threading.Event()
         self._closed = False
         threading.Thread(target=self._run, name="otel-llm-records", daemon=True).start()
 
     def put(self, told: T) -> None:
-        """Take it in. Waits for nobody."""
+        """Take it in. Waits for nobody, so that a finaliser may call it in the middle of a recording."""
         self._waiting.append(told)
         waiting = len(self._waiting)
-        if waiting < BATCH and not self._closed:
-            return
-        if waiting < FULL and not self._closed:
-            if not self._wake.is_set():
-                self._wake.set()
-        elif self._lock.acquire(blocking=False):  # else somebody is at it
-            try:
-                self._record_waiting()
-            finally:
-                self._lock.release()
+        if waiting >= FULL or self._closed:
+            self._work(blocking=False)
+        elif waiting >= BATCH and not self._wake.is_set():
+            self._wake.set()
 
     def drain(self) -> None:
         """Record all that was told by now."""
-        with self._lock:
-            self._record_waiting()
+        self._work()
 
     def close(self) -> None:
         """Record all that was told by now, and what comes later at once."""
         self._closed = True
         self._wake.set()
-        self.drain()
+        self._work()
 
-    def _record_waiting(self, breathe: Callable[[float], None] | None = None) -> None:
+    def _work(self, breathe: Callable[[float], None] | None = None, *, blocking: bool = True) -> None:
+        while self._lock.acquire(blocking):
+            try:
+                self._record_waiting(breathe)
+            finally:
+                self._lock.release()
+            if not (self._closed and self._waiting):
+                return  # else somebody told after the end, found this one at it and left it to him
+
+    def _record_waiting(self, breathe: Callable[[float], None] | None) -> None:
         for number in range(1, len(self._waiting) + 1):
             try:
                 self._record(self._waiting.popleft())
@@ -82,5 +84,4 @@ class Backlog(Generic[T]):
         while not self._closed:
             self._wake.wait(_SECONDS)
             self._wake.clear()
-            with self._lock:
-                self._record_waiting(time.sleep)
+            self._work(time.sleep)

@@ -128,8 +128,8 @@ class Pipeline:
         return found
 
     def deferring(self, record: Callable[[T], None]) -> Callable[[T], None]:
-        """Return what takes the place of ``record``: where its cost is ours alone to place, that is a backlog."""
-        if self.bulk is None:
+        """Return what takes the place of ``record``; not for a pipeline whose metrics the SDK alone collects."""
+        if self.spans is None and self.bulk is None:
             return record
         self._backlog = backlog = Backlog(record)
         return backlog.put
