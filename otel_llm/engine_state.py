@@ -66,22 +66,21 @@ class EngineStep(NamedTuple):
 
 class Later(NamedTuple):
     """
-    What an engine says at every step, told when it is recorded.
+    What an engine says at every step, read when it is recorded.
 
-    Nothing of ``about`` may change any more. Where an application's providers
+    Nothing that it reads may change any more. Where an application's providers
     record at once, so does this.
     """
 
-    tell: Callable[..., Iterable[Emission]]
-    about: tuple[object, ...]
+    tell: Callable[[], Iterable[Emission]]
     place: str
-    """Where the error is counted that ``tell`` raises."""
+    """Where an error of ``tell`` is counted."""
     swallow: Callable[[str, Exception], None]
 
     def told(self) -> Iterable[Emission]:
         """Never raises."""
         try:
-            return tuple(self.tell(*self.about))
+            return tuple(self.tell())
         except Exception as error:
             self.swallow(self.place, error)
             return ()

@@ -163,6 +163,8 @@ def status() -> Status:
     patchers = {} if _active is None else _active.patchers
     live = _live.peek()
     pipeline = None if live is None else live.pipeline
+    if pipeline is not None:
+        pipeline.drain()
     hooked = {name: _hooks_of(patcher) for name, patcher in patchers.items() if patcher.engine is not _UVICORN_EXIT}
     return Status(
         instrumented=_active is not None,

@@ -114,7 +114,7 @@ def _hooks(package: str) -> Iterator[Hook]:
 def _finding(hook: Hook, sources: Sources) -> Finding:
     found = next((target for target in hook.targets if sources.resolve(target) is not None), None)
     unread: tuple[str, ...] = ()
-    if found is not None and hook.body is not None:
+    if found is not None and (hook.body or hook.glance) is not None:
         function = sources.resolve(found)
         assert function is not None
         arguments = function.args
@@ -124,10 +124,11 @@ def _finding(hook: Hook, sources: Sources) -> Finding:
 
 
 def _read(hook: Hook) -> set[str]:
-    """Names that the body reads without a default, from its source."""
-    assert hook.body is not None
+    """Names that the body or the glance reads without a default, from its source."""
+    reads = hook.body or hook.glance
+    assert reads is not None
     names = set()
-    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(hook.body)))):
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(reads)))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 1:
             first = node.args[0]
             if ast.unparse(node.func) == "call.get" and isinstance(first, ast.Constant):

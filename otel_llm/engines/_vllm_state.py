@@ -35,8 +35,16 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     """In the frontend."""
 
     def recorded(call: Call) -> None:
-        if (watched := getattr(call.instance, KEY, None)) is not None:  # None: made before otel-llm came
-            probe.emit(Later(_told, (watched, call), "StatLoggerManager.record", probe.breaker.swallow))
+        def tell() -> Iterator[TokenGaps | EngineState]:
+            watched, iteration = getattr(call.instance, KEY), call.get("iteration_stats")
+            found = getattr(iteration, "inter_token_latencies_iter", None)
+            if found:  # one value per output of the step, nearly all of them equal
+                yield TokenGaps("vllm", watched.model, Counter(found))
+            preempted = getattr(iteration, "num_preempted_reqs", None)
+            yield _state(call.get("scheduler_stats"), watched, call.get("engine_idx") or 0, preempted)
+
+        if hasattr(call.instance, KEY):  # else made before otel-llm came
+            probe.emit(Later(tell, "StatLoggerManager.record", probe.breaker.swallow))
 
     def slept(call: Call) -> Steps:
         yield
@@ -52,15 +60,6 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((manager + "record",), glance=recorded),
         Hook((manager + "record_sleep_state",), slept, required=False),
     )
-
-
-def _told(watched: Watched, call: Call) -> Iterator[TokenGaps | EngineState]:
-    iteration = call.get("iteration_stats")
-    found = getattr(iteration, "inter_token_latencies_iter", None)
-    if found:  # one value per output of the step, nearly all of them equal
-        yield TokenGaps("vllm", watched.model, Counter(found))
-    preempted = getattr(iteration, "num_preempted_reqs", None)
-    yield _state(call.get("scheduler_stats"), watched, call.get("engine_idx") or 0, preempted)
 
 
 def _state(scheduler: Any, watched: Watched, index: int, preemptions: int | None) -> EngineState:

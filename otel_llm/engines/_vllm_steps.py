@@ -116,8 +116,8 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         note(call.instance, outputs)
         headers = outputs[0].trace_headers if outputs else None
         if headers and STEPS in headers:
-            about = headers[STEPS], getattr(call.instance, KEY, None)
-            probe.emit(Later(_told, about, "OutputProcessor.process_outputs", probe.breaker.swallow))
+            tell = functools.partial(_told, headers[STEPS], getattr(call.instance, KEY, None))
+            probe.emit(Later(tell, "OutputProcessor.process_outputs", probe.breaker.swallow))
 
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
     detail = (Hook((scheduler + "schedule",), replacement=schedule, required=False),) if probe.step_detail else ()

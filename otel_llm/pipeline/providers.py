@@ -109,7 +109,7 @@ class Pipeline:
         readers = [*pulled, *(PeriodicExportingMetricReader(exporter) for exporter in exporters)]
         provider = MeterProvider(readers, resource, shutdown_on_exit=False)
         if not pulled and all(takes_bulk(exporter) for exporter in exporters):
-            self.bulk = BulkMeterProvider(provider, self._drain)
+            self.bulk = BulkMeterProvider(provider, self.drain)
             for exporter in exporters:
                 exporter.complete = self.bulk.complete
         return provider
@@ -134,7 +134,8 @@ class Pipeline:
         self._backlog = backlog = Backlog(record)
         return backlog.put
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Record what was told by now."""
         if self._backlog is not None:
             self._backlog.drain()
 
@@ -144,7 +145,7 @@ class Pipeline:
 
     def flush(self) -> None:
         """Send what is queued; gives up after ``EXIT_SECONDS``."""
-        self._together(self._drain, "force_flush")
+        self._together(self.drain, "force_flush")
 
     def shutdown(self) -> None:
         """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
