@@ -66,7 +66,7 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
             recorder = Recorder(made.spans, made.bulk, loss=made.loss)
             take = made.deferring(recorder.record)
             arms.on[name] = lambda on, take=take: setattr(live(), "take", take) if on else None
-            arms.flush[name] = made.flush
+            arms.flush[name] = lambda made=made: (made.drain(), made.spans.force_flush())
         os.environ["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         otel_llm.instrument(
             engines=["vllm", "transformers"],
@@ -77,7 +77,7 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
         def live() -> Any:
             return instrumentation._live.get()
 
-        return cast("Callable[[], object]", pipelines[0].flush)
+        return arms.flush[OURS]
 
     return set_up
 
