@@ -148,6 +148,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), medians[RESAMPLED // 40], medians[-RESAMPLED // 40]
 
 
+def least(ours: Sequence[Sequence[float]], bare: Sequence[Sequence[float]], at: int) -> float:
+    """What the least disturbed round of each differs by, in the unit of the measurements."""
+    return min(times[at] for times in ours) - min(times[at] for times in bare)
+
+
 def cell(values: Sequence[float], digits: int = 1) -> str:
     """As it stands in a table: median [low, high]."""
     middle, low, high = interval(values)

@@ -9,6 +9,7 @@ time. Whoever collects, flushes or closes drains first: nothing is late for it.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -21,13 +22,18 @@ BATCH = 64
 """Waiting ones that wake the thread before its time."""
 
 FULL = 1024
-"""Waiting ones from which on whoever appends records them too: nothing is ever left out."""
+"""Waiting ones from which on whoever appends records a piece of them too: nothing is left out, and no more wait."""
 
 _SECONDS = 0.5
 """Longest time that the thread lets them wait."""
 
-_BREATH = 8
+_PIECE = 8
 """Recorded ones after which the thread lets others run; the interpreter alone would let them wait 5 ms."""
+
+_PATIENCE = 0.001
+"""Longest time, in seconds, that whoever finds it full waits for one who records a piece."""
+
+_FOREVER = -1
 
 T = TypeVar("T")
 
@@ -44,44 +50,43 @@ class Backlog(Generic[T]):
         threading.Thread(target=self._run, name="otel-llm-records", daemon=True).start()
 
     def put(self, told: T) -> None:
-        """Take it in. Waits for nobody, so that a finaliser may call it in the middle of a recording."""
+        """Take it in. A finaliser may call it in the middle of a recording: it never waits for long."""
         self._waiting.append(told)
         waiting = len(self._waiting)
-        if waiting >= FULL or self._closed:
-            self._work(blocking=False)
+        if self._closed:
+            self._work(0)
+        elif waiting >= FULL:
+            self._work(_PATIENCE, _PIECE)
         elif waiting >= BATCH and not self._wake.is_set():
             self._wake.set()
 
     def drain(self) -> None:
         """Record all that was told by now."""
-        self._work()
+        self._work(_FOREVER)
 
     def close(self) -> None:
         """Record all that was told by now, and what comes later at once."""
         self._closed = True
         self._wake.set()
-        self._work()
+        self._work(_FOREVER)
 
-    def _work(self, breathe: Callable[[float], None] | None = None, *, blocking: bool = True) -> None:
-        while self._lock.acquire(blocking):
+    def _work(self, patience: float, most: int = sys.maxsize) -> None:
+        while self._lock.acquire(timeout=patience):
             try:
-                self._record_waiting(breathe)
+                for _ in range(min(len(self._waiting), most)):
+                    try:
+                        self._record(self._waiting.popleft())
+                    except Exception as error:
+                        faults.swallow("emit", error)
             finally:
                 self._lock.release()
             if not (self._closed and self._waiting):
                 return  # else somebody told after the end, found this one at it and left it to him
 
-    def _record_waiting(self, breathe: Callable[[float], None] | None) -> None:
-        for number in range(1, len(self._waiting) + 1):
-            try:
-                self._record(self._waiting.popleft())
-            except Exception as error:
-                faults.swallow("emit", error)
-            if breathe is not None and number % _BREATH == 0:
-                breathe(0.0002)
-
     def _run(self) -> None:
         while not self._closed:
             self._wake.wait(_SECONDS)
             self._wake.clear()
-            self._work(time.sleep)
+            while self._waiting:
+                self._work(_FOREVER, _PIECE)
+                time.sleep(0.0002)

@@ -52,7 +52,8 @@ for _ in range(REQUESTS - 1):
 deadline = time.monotonic() + 45
 while time.monotonic() < deadline:
     status = otel_llm.status()
-    if status.exported["spans"] + status.dropped["spans"] >= spans: break
+    told = status.exported["metrics"] + status.dropped["metrics"]
+    if status.exported["spans"] + status.dropped["spans"] >= spans and told: break
     time.sleep(0.05)
 print(json.dumps({
     "spans": spans, "slowest": max(took), "growth": rss() - before,
