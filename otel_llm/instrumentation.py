@@ -91,6 +91,8 @@ class _Active:
         )
 
 
+_STATUS_SECONDS: Final = 0.2
+"""Longest that ``status()`` waits for a recording: a log handler may ask in the middle of one."""
 _lock: Final = threading.Lock()
 _sinks: Final[list[Sink]] = []
 _active: _Active | None = None
@@ -164,7 +166,7 @@ def status() -> Status:
     live = _live.peek()
     pipeline = None if live is None else live.pipeline
     if pipeline is not None:
-        pipeline.drain()
+        pipeline.drain(_STATUS_SECONDS)
     hooked = {name: _hooks_of(patcher) for name, patcher in patchers.items() if patcher.engine is not _UVICORN_EXIT}
     return Status(
         instrumented=_active is not None,

@@ -22,7 +22,7 @@ BATCH = 64
 """Waiting ones that wake the thread before its time."""
 
 FULL = 1024
-"""Waiting ones from which on whoever appends records a piece of them too: nothing is left out, and no more wait."""
+"""Waiting ones from which on whoever appends records a piece of them too: nothing is left out, and few more wait."""
 
 _SECONDS = 0.5
 """Longest time that the thread lets them wait."""
@@ -33,7 +33,8 @@ _PIECE = 8
 _PATIENCE = 0.001
 """Longest time, in seconds, that whoever finds it full waits for one who records a piece."""
 
-_FOREVER = -1
+FOREVER = -1.0
+"""For a thread of the pipeline's own, which may wait as long as a recording takes."""
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class Backlog(Generic[T]):
     def __init__(self, record: Callable[[T], None]) -> None:
         self._record = record
         self._waiting: deque[T] = deque()
-        self._lock = threading.Lock()  # of those that record
+        self._lock = threading.Lock()  # of those that record; never waited for without end by the host's threads
         self._wake = threading.Event()
         self._closed = False
         threading.Thread(target=self._run, name="otel-llm-records", daemon=True).start()
@@ -60,15 +61,15 @@ class Backlog(Generic[T]):
         elif waiting >= BATCH and not self._wake.is_set():
             self._wake.set()
 
-    def drain(self) -> None:
-        """Record all that was told by now."""
-        self._work(_FOREVER)
+    def drain(self, seconds: float) -> None:
+        """Record all that was told by now, unless another has been at it for so long: that may be the caller itself."""
+        self._work(seconds)
 
     def close(self) -> None:
         """Record all that was told by now, and what comes later at once."""
         self._closed = True
         self._wake.set()
-        self._work(_FOREVER)
+        self._work(FOREVER)
 
     def _work(self, patience: float, most: int = sys.maxsize) -> None:
         while self._lock.acquire(timeout=patience):
@@ -88,5 +89,5 @@ class Backlog(Generic[T]):
             self._wake.wait(_SECONDS)
             self._wake.clear()
             while self._waiting:
-                self._work(_FOREVER, _PIECE)
+                self._work(FOREVER, _PIECE)
                 time.sleep(0.0002)

@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_llm import faults
-from otel_llm.pipeline.backlog import Backlog
+from otel_llm.pipeline.backlog import FOREVER, Backlog
 from otel_llm.pipeline.bulk import BulkMeterProvider, takes_bulk
 from otel_llm.pipeline.exporters import CountingMetricExporter, Loss, SpanOutlet, quiet_exporters
 from otel_llm.pipeline.sampling import CappedSampler
@@ -134,10 +134,10 @@ class Pipeline:
         self._backlog = backlog = Backlog(record)
         return backlog.put
 
-    def drain(self) -> None:
-        """Record what was told by now."""
+    def drain(self, seconds: float = FOREVER) -> None:
+        """Record what was told by now; a thread of the host's says how long it waits for another that records."""
         if self._backlog is not None:
-            self._backlog.drain()
+            self._backlog.drain(seconds)
 
     def _close(self) -> None:
         if self._backlog is not None:

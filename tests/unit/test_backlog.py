@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from otel_llm.pipeline import backlog
-from otel_llm.pipeline.backlog import Backlog
+from otel_llm.pipeline.backlog import FOREVER, Backlog
 from otel_llm.pipeline.bulk import BulkMeterProvider
 from otel_llm.pipeline.providers import Pipeline
 
@@ -58,7 +58,7 @@ def test_nothing_is_recorded_by_whoever_tells_until_somebody_asks(lazy: Backlog[
     for number in range(backlog.BATCH - 1):
         lazy.put(number)
     assert slow.seen == []
-    lazy.drain()
+    lazy.drain(FOREVER)
     assert slow.seen == list(range(backlog.BATCH - 1))
 
 
@@ -83,7 +83,7 @@ def test_nobody_who_tells_waits_long_for_one_that_records(lazy: Backlog[int], sl
         if number == backlog.BATCH:
             until(lazy._lock.locked)
     slow.free.set()
-    lazy.drain()
+    lazy.drain(FOREVER)
     assert slow.seen == list(range(backlog.FULL + 50))
 
 
@@ -93,7 +93,7 @@ def test_who_finds_it_full_records(slow: Slow, monkeypatch: pytest.MonkeyPatch) 
     for number in range(3 * backlog.FULL):
         made.put(number)
         assert len(made._waiting) < backlog.FULL
-    made.drain()
+    made.drain(FOREVER)
     assert slow.seen == list(range(3 * backlog.FULL))
     assert slow.threads == {"MainThread"}
 
@@ -155,8 +155,24 @@ def test_a_finaliser_may_tell_while_its_own_thread_records(closed: bool, monkeyp
         made.close()
     for number in range(4):
         made.put(number)
-    made.drain()
+    made.drain(FOREVER)
     assert sorted(seen) == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+def test_who_asks_in_the_middle_of_its_own_recording_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a log handler that calls ``status()``. Seen to hang with FOREVER."""
+    monkeypatch.setattr(Backlog, "_run", lambda _: None)
+    seen: list[int] = []
+
+    def record(number: int) -> None:
+        made.drain(0.01)
+        seen.append(number)
+
+    made = Backlog(record)
+    made.put(1)
+    made.put(2)
+    made.drain(FOREVER)
+    assert seen == [1, 2]
 
 
 @pytest.mark.expects_faults
@@ -185,7 +201,7 @@ def test_many_threads_lose_nothing(slow: Slow) -> None:
     for teller in tellers:
         teller.start()
     while any(teller.is_alive() for teller in tellers):
-        made.drain()
+        made.drain(FOREVER)
     made.close()
     assert sorted(slow.seen) == list(range(20_000))
     for first in range(0, 20_000, 5000):
