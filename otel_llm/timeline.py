@@ -259,13 +259,12 @@ def merged(children: Sequence[Timeline]) -> dict[str, Any]:
     """
     What several samples of one prompt are as one request: fields for Timeline.
 
-    Cut at the earliest submission, scheduling and first token and, if all ended, the latest last token.
-    The prompt counts once (as the sample scheduled first found it), the output tokens of all add up.
+    Cut at the earliest submission, scheduling and first token and, if all came
+    to their end, the latest last token. The prompt counts once (as the sample
+    that was scheduled first found it), the output tokens of all add up.
     """
     if not children:
         return {}
-    if len(children) == 1:  # nearly every request
-        return {"children": (), **{name: getattr(children[0], name) for name in _OF_ONE}}
     first = min(children, key=lambda child: (child.scheduled is None, child.scheduled or 0))
     last_tokens = [child.last_token for child in children if child.last_token is not None]
     return {
@@ -281,14 +280,8 @@ def merged(children: Sequence[Timeline]) -> dict[str, Any]:
         "preemptions": _total(child.preemptions for child in children),
         "preemption_stall": sum(child.preemption_stall for child in children),
         "attributes": first.attributes,
-        "children": tuple(children),
+        "children": tuple(children) if len(children) > 1 else (),
     }
-
-
-_OF_ONE = (
-    "submitted", "scheduled", "first_token", "last_token", "cut_known", "finish_reasons", "prompt_tokens",
-    "cached_tokens", "output_tokens", "preemptions", "preemption_stall", "attributes",
-)  # fmt: skip
 
 
 def _earliest(stamps: Iterable[int | None]) -> int | None:

@@ -19,4 +19,4 @@ def obtained(find: Callable[[], T], *, optional: bool = False) -> T:
     except programs.MissingProgramError as missing:
         if not optional and os.environ.get("OTEL_LLM_REQUIRE_ENGINES") == "1":
             pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+        pytest.skip(str(missing))  # which says what to run
