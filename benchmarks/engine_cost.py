@@ -9,6 +9,7 @@ read.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -69,7 +70,7 @@ def hooked(*, step_detail: bool) -> type[Core]:
         rows = (*_vllm_steps.hooks(probe), *_vllm_state.hooks(probe))
         names = [(row, row.targets[0].rpartition(".")[2]) for row in rows]
         return tuple(
-            Hook((f"{__name__}:{name}",), row.body, row.replacement) for row, name in names if hasattr(Core, name)
+            dataclasses.replace(row, targets=(f"{__name__}:{name}",)) for row, name in names if hasattr(Core, name)
         )
 
     engine = Engine("vllm", __name__, (), hooks)
