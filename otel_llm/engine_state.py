@@ -1,20 +1,24 @@
 """
 What an engine says of itself, beside its requests: plain data, emitted as it is told.
 
-An engine file gives these to ``probe.emit``, at most a few times per step of
-the engine, and there as a ``Later``. It says only what it was told: a field that it does not know stays
-None, and what was never told is never exported. A gauge is what was told last,
-a count is what came since the last emission; the counts of several processes
-that watch one engine add up.
+An engine file gives these to ``probe.emit``; what comes at every step of the
+engine it keeps in a ``Later``. It says only what it was told: a field that it
+does not know stays None, and what was never told is never exported. A gauge is
+what was told last, a count is what came since the last emission; the counts of
+several processes that watch one engine add up.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from otel_llm.recording import TokenGaps
 from otel_llm.timeline import Timeline
+
+LATER_LIMIT: Final = 4096
+"""Steps that may wait to be read; the oldest give way where nobody listens any more."""
 
 
 class EngineState(NamedTuple):
@@ -64,26 +68,46 @@ class EngineStep(NamedTuple):
     """Seconds that the step added to the engine's time; None if unknown."""
 
 
-class Later(NamedTuple):
+class Later:
     """
-    What an engine says at every step, read when it is recorded.
+    What an engine says at every step, read when it is recorded: the engine's thread keeps what it was told of.
 
-    Nothing that it reads may change any more. Where an application's providers
-    record at once, so does this.
+    It is emitted when something is kept and nobody has been told so. Nothing
+    that ``read`` looks at may change any more. Where an application's
+    providers record at once, so does this.
     """
 
-    tell: Callable[[], Iterable[Emission]]
-    place: str
-    """Where an error of ``tell`` is counted."""
-    swallow: Callable[[str, Exception], None]
+    __slots__ = ("_announced", "_emit", "_kept", "_place", "_read", "_swallow")
 
-    def told(self) -> Iterable[Emission]:
-        """Never raises."""
-        try:
-            return tuple(self.tell())
-        except Exception as error:
-            self.swallow(self.place, error)
-            return ()
+    def __init__(
+        self,
+        emit: Callable[[Later], None],
+        read: Callable[[Any], Iterable[Emission]],
+        place: str,
+        swallow: Callable[[str, Exception], None],
+    ) -> None:
+        """``place`` is where an error of ``read`` is counted."""
+        self._emit, self._read, self._place, self._swallow = emit, read, place, swallow
+        self._kept: deque[Any] = deque(maxlen=LATER_LIMIT)
+        self._announced = False
+
+    def keep(self, told: Any) -> None:
+        """To be read later, in this order."""
+        self._kept.append(told)
+        if not self._announced or len(self._kept) > LATER_LIMIT // 2:
+            self._announced = True
+            self._emit(self)
+
+    def told(self) -> list[Emission]:
+        """Read all that is kept. Never raises; an error costs what it came from."""
+        self._announced = False  # before the last look: what is kept after that announces itself
+        found: list[Emission] = []
+        while self._kept:
+            try:
+                found.extend(self._read(self._kept.popleft()))
+            except Exception as error:
+                self._swallow(self._place, error)
+        return found
 
 
 Emission = Timeline | TokenGaps | EngineState | EngineStep | Later

@@ -34,17 +34,20 @@ class Watched:
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """In the frontend."""
 
-    def recorded(call: Call) -> None:
-        def tell() -> Iterator[TokenGaps | EngineState]:
-            watched, iteration = getattr(call.instance, KEY), call.get("iteration_stats")
-            found = getattr(iteration, "inter_token_latencies_iter", None)
-            if found:  # one value per output of the step, nearly all of them equal
-                yield TokenGaps("vllm", watched.model, Counter(found))
-            preempted = getattr(iteration, "num_preempted_reqs", None)
-            yield _state(call.get("scheduler_stats"), watched, call.get("engine_idx") or 0, preempted)
+    def read(call: Call) -> Iterator[TokenGaps | EngineState]:
+        watched: Watched = getattr(call.instance, KEY)
+        iteration = call.get("iteration_stats")
+        found = getattr(iteration, "inter_token_latencies_iter", None)
+        if found:  # one value per output of the step, nearly all of them equal
+            yield TokenGaps("vllm", watched.model, Counter(found))
+        preempted = getattr(iteration, "num_preempted_reqs", None)
+        yield _state(call.get("scheduler_stats"), watched, call.get("engine_idx") or 0, preempted)
 
+    later = Later(probe.emit, read, "StatLoggerManager.record", probe.breaker.swallow)
+
+    def recorded(call: Call) -> None:
         if hasattr(call.instance, KEY):  # else made before otel-llm came
-            probe.emit(Later(tell, "StatLoggerManager.record", probe.breaker.swallow))
+            later.keep(call)
 
     def slept(call: Call) -> Steps:
         yield

@@ -3,8 +3,8 @@ What the engine core does in a step. Not an engine: files that start with ``_`` 
 
 Batches are known to the core alone: a frontend sees outputs, and a chunk of a
 prompt has none. The core's counts ride to a frontend beside the trace headers
-of the next output, so that each step reaches one frontend, and the core needs
-neither an exporter nor a clean exit.
+of an output, several steps at a time, so that each step reaches one frontend,
+and the core needs neither an exporter nor a clean exit.
 Upstream: vllm/v1/core/sched/{scheduler,output}.py, vllm/v1/engine/core.py.
 """
 
@@ -23,6 +23,8 @@ STEPS: Final = "otel-llm-steps"
 """``index;requests tokens[ prefill seconds];...``, one part per step since the last output."""
 STEPS_LIMIT: Final = 256
 """Steps that may wait for an output, or for their own end; later ones are left out."""
+STEPS_TOLD: Final = 16
+"""Steps told at once, while the engine is busy: each telling costs both processes."""
 
 
 class Steps:
@@ -40,8 +42,8 @@ class Steps:
         if len(self.begun) < STEPS_LIMIT:
             self.begun[id(scheduled)] = at
 
-    def end(self, scheduled: Any, outputs: Any, now: float) -> None:
-        """Count the step, and tell the first frontend that gets an output."""
+    def end(self, scheduled: Any, outputs: Any, now: float, *, busy: bool) -> None:
+        """Count the step, and tell the first frontend that gets an output: soon if busy, now if this was the last."""
         begun, tokens = self.begun.pop(id(scheduled), None), scheduled.total_num_scheduled_tokens
         if not tokens:
             return
@@ -51,6 +53,8 @@ class Steps:
                 step += f" {prefill_tokens(scheduled)} {now - max(begun, self.ended):.6f}"
             self.waiting.append(step)
         self.ended = now
+        if busy and len(self.waiting) < STEPS_TOLD:
+            return
         for frontend in outputs.values():
             if frontend.outputs:
                 first = frontend.outputs[0]
@@ -90,7 +94,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         _of(scheduler).begin(scheduled, at)
 
     def end(scheduler: Any, scheduled: Any, outputs: Any) -> None:
-        _of(scheduler).end(scheduled, outputs, time.monotonic())
+        _of(scheduler).end(scheduled, outputs, time.monotonic(), busy=bool(scheduler.running))
 
     def schedule(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -111,13 +115,14 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
         return update_from_output
 
+    later = Later(probe.emit, _read, "OutputProcessor.process_outputs", probe.breaker.swallow)
+
     def told(call: Call) -> None:
-        outputs = call.get("engine_core_outputs")
-        note(call.instance, outputs)
-        headers = outputs[0].trace_headers if outputs else None
-        if headers and STEPS in headers:
-            tell = functools.partial(_told, headers[STEPS], getattr(call.instance, KEY, None))
-            probe.emit(Later(tell, "OutputProcessor.process_outputs", probe.breaker.swallow))
+        outputs = [output for output in call.get("engine_core_outputs") if output.trace_headers]
+        if outputs:
+            note(call.instance, outputs)
+            if steps := outputs[0].trace_headers.get(STEPS):
+                later.keep((steps, getattr(call.instance, KEY, None)))
 
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
     detail = (Hook((scheduler + "schedule",), replacement=schedule, required=False),) if probe.step_detail else ()
@@ -128,7 +133,8 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     )
 
 
-def _told(said: str, model: str | None) -> Iterator[EngineStep]:
+def _read(told: tuple[str, str | None]) -> Iterator[EngineStep]:
+    said, model = told
     index, *steps = said.split(";")
     for step in steps:
         requests, tokens, *detail = step.split(" ")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from math import isfinite
 from typing import Any, Final
 
@@ -42,9 +42,9 @@ def received(headers: Any, key: str) -> float | None:
     return seconds if isfinite(seconds) else None
 
 
-def note(processor: Any, outputs: Any) -> None:
+def note(processor: Any, outputs: Iterable[Any]) -> None:
     """Keep what came along with the first outputs of requests, before vLLM looks at them."""
-    for output in [output for output in outputs if output.trace_headers]:
+    for output in outputs:
         if output.events and (sample := getattr(processor.request_states.get(output.request_id), KEY, None)):
             sample.headers = output.trace_headers
 

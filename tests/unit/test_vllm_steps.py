@@ -36,16 +36,32 @@ def frontend(*headers: Any) -> Any:
 
 def test_steps_without_an_output_wait_for_the_next_one() -> None:
     steps, first, second = counter(), frontend(), frontend({"traceparent": "x"}, None)
-    steps.end(batch(new=100), {0: first}, 1.0)
-    steps.end(batch(new=50, output_tokens=(4,)), {}, 2.0)
-    steps.end(batch(output_tokens=(4, 1)), {0: first, 1: second}, 3.0)
+    steps.end(batch(new=100), {0: first}, 1.0, busy=False)
+    steps.end(batch(new=50, output_tokens=(4,)), {}, 2.0, busy=False)
+    steps.end(batch(output_tokens=(4, 1)), {0: first, 1: second}, 3.0, busy=False)
     assert [each.trace_headers for each in second.outputs] == [
         {"traceparent": "x", _vllm_steps.STEPS: "3;1 100;2 51;2 2"},
         None,
     ]
     later = frontend(None)
-    steps.end(batch(output_tokens=(9,)), {0: later}, 4.0)
+    steps.end(batch(output_tokens=(9,)), {0: later}, 4.0, busy=False)
     assert later.outputs[0].trace_headers == {_vllm_steps.STEPS: "3;1 1"}, "told once"
+
+
+def test_a_busy_core_tells_several_steps_at_once_and_the_last_of_a_burst_at_once() -> None:
+    steps = counter()
+
+    def told(*, busy: bool) -> str | None:
+        output = frontend(None)
+        steps.end(batch(output_tokens=(1,)), {0: output}, 1.0, busy=busy)
+        headers = output.outputs[0].trace_headers
+        return None if headers is None else headers[_vllm_steps.STEPS]
+
+    for _ in range(2):
+        assert [told(busy=True) for _ in range(_vllm_steps.STEPS_TOLD - 1)] == [None] * (_vllm_steps.STEPS_TOLD - 1)
+        assert told(busy=True) == "3" + ";1 1" * _vllm_steps.STEPS_TOLD
+    assert told(busy=True) is None
+    assert told(busy=False) == "3;1 1;1 1"
 
 
 def test_what_never_ends_is_bounded() -> None:
@@ -55,7 +71,7 @@ def test_what_never_ends_is_bounded() -> None:
         steps.begin(scheduled, 0.0)
     assert len(steps.begun) == _vllm_steps.STEPS_LIMIT
     for scheduled in kept:
-        steps.end(scheduled, {}, 1.0)
+        steps.end(scheduled, {}, 1.0, busy=True)
     assert len(steps.waiting) == _vllm_steps.STEPS_LIMIT
     assert not steps.begun
 
@@ -65,9 +81,9 @@ def test_a_step_counts_from_the_end_of_the_one_before_and_an_empty_one_not_at_al
     one, empty, two = batch(output_tokens=(1,)), batch(), batch(output_tokens=(2,))
     for scheduled, at in ((one, 10.0), (two, 10.5), (empty, 10.6)):
         steps.begin(scheduled, at)
-    steps.end(one, {}, 11.0)
-    steps.end(empty, {}, 11.2)
-    steps.end(two, {0: told}, 11.75)
+    steps.end(one, {}, 11.0, busy=True)
+    steps.end(empty, {}, 11.2, busy=True)
+    steps.end(two, {0: told}, 11.75, busy=False)
     assert told.outputs[0].trace_headers == {_vllm_steps.STEPS: "3;1 1 0 1.000000;1 1 0 0.750000"}
 
 

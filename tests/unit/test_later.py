@@ -1,0 +1,79 @@
+"""What is kept at every step is read once, in order, by whoever records."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import pytest
+
+from otel_llm.engine_state import LATER_LIMIT, EngineState, Later
+
+
+class Listener:
+    """Reads what it was told of when it likes."""
+
+    def __init__(self) -> None:
+        self.announced = 0
+        self.errors: list[tuple[str, str]] = []
+        self.read: list[int] = []
+        self.later = Later(self.emit, self.look, "record", lambda place, error: self.errors.append((place, str(error))))
+
+    def emit(self, later: Later) -> None:
+        assert later is self.later
+        self.announced += 1
+
+    def look(self, told: int) -> Iterator[EngineState]:
+        if told < 0:
+            raise RuntimeError("ours")
+        self.read.append(told)
+        yield EngineState("vllm", "m", told)
+
+
+def test_one_telling_stands_for_all_that_is_kept_until_it_is_read() -> None:
+    listener = Listener()
+    for step in range(100):
+        listener.later.keep(step)
+    assert (listener.announced, listener.read) == (1, []), "nothing is looked at by whoever keeps it"
+    assert [said.rank for said in listener.later.told() if isinstance(said, EngineState)] == list(range(100))
+    assert listener.later.told() == []
+    listener.later.keep(100)
+    assert listener.announced == 2
+
+
+def test_an_error_costs_one_step() -> None:
+    listener = Listener()
+    for step in (1, -1, 2):
+        listener.later.keep(step)
+    assert len(listener.later.told()) == 2
+    assert listener.errors == [("record", "ours")]
+    listener.later.keep(3)
+    assert listener.announced == 2
+
+
+def test_where_nobody_listens_it_is_bounded() -> None:
+    listener = Listener()
+    for step in range(2 * LATER_LIMIT):
+        listener.later.keep(step)
+    assert listener.announced > LATER_LIMIT, "one that reads too slowly is told again, and so made to"
+    assert len(listener.later.told()) == LATER_LIMIT
+    assert listener.read[0] == LATER_LIMIT
+
+
+def test_what_is_kept_when_another_has_just_read_the_last_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen red where the announcement is taken back after the reading."""
+    listener, late = Listener(), [2]
+
+    class Steps(deque[int]):
+        def __len__(self) -> int:
+            found = super().__len__()
+            if not found and listener.read and late:
+                listener.later.keep(late.pop())  # by another thread, after the last look
+            return found
+
+    monkeypatch.setattr(listener.later, "_kept", Steps())
+    listener.later.keep(1)
+    listener.later.told()
+    assert (listener.announced, listener.read) == (2, [1])
+    listener.later.told()
+    assert listener.read == [1, 2]
