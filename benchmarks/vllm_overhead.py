@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, Patch, cell, least, machine, rounds, with_peers
 
-REQUESTS, FEW, MANY = 16, 8, 64
+REQUESTS, FEW, MANY = 64, 8, 64
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 

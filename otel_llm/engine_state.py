@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from otel_llm.recording import TokenGaps
+from otel_llm.recording import Draft, TokenGaps
 from otel_llm.timeline import Timeline
 
 LATER_LIMIT: Final = 4096
@@ -110,6 +110,6 @@ class Later:
         return found
 
 
-Emission = Timeline | TokenGaps | EngineState | EngineStep | Later
+Emission = Timeline | Draft | TokenGaps | EngineState | EngineStep | Later
 """What an engine file emits."""
 Emit = Callable[[Emission], None]

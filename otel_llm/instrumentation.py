@@ -20,6 +20,7 @@ from otel_llm.health import EngineStatus, Status
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 from otel_llm.pipeline import exit as process_exit
 from otel_llm.pipeline.process import PerProcess
+from otel_llm.recording import Draft
 from otel_llm.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -201,23 +202,26 @@ def add_sink(sink: Sink) -> Callable[[], None]:
 
 
 def emit(said: Emission) -> None:
-    """Take a finished timeline, or what an engine says of itself. Never raises."""
+    """Take a finished request, or what an engine says of itself. Never raises."""
     try:
-        edge = getattr(said.context, "edge", None) if isinstance(said, Timeline) else None
-        if edge is not None and edge.collect(said):
-            return
-        # An engine speaks at every step: that the application has set a provider is for the next request to see.
-        if live := (None if isinstance(said, Timeline) else _live.peek()) or _current_live():
+        if isinstance(said, (Timeline, Draft)):
+            edge = getattr(said.context, "edge", None)
+            request = said.timeline() if isinstance(said, Draft) and (edge is not None or _sinks) else said
+            if request is None or (edge is not None and edge.collect(request)):
+                return
+            said, live = request, _current_live()
+        else:  # at every step: that the application has set a provider is for the next request to see
+            live = _live.peek() or _current_live()
+        if live is not None:
             live.take(said)
     except Exception as error:
         faults.swallow("emit", error)
-    if not isinstance(said, Timeline):
-        return  # sinks are given requests
-    for sink in tuple(_sinks):
-        try:
-            sink(said)
-        except Exception as error:
-            faults.swallow("sink", error)
+    if isinstance(said, Timeline):
+        for sink in tuple(_sinks):
+            try:
+                sink(said)
+            except Exception as error:
+                faults.swallow("sink", error)
 
 
 def begin_client(operation: str, model: str | None, start: int) -> outlet.ClientSpan | None:

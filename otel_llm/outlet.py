@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from otel_llm.engine_state import Emit
 from otel_llm.patching import Capture
-from otel_llm.timeline import Timeline
 
 if TYPE_CHECKING:
     from otel_llm.client_timeline import ClientTimeline
@@ -36,7 +36,7 @@ class BeginClient(Protocol):
 class Outlet(NamedTuple):
     """What ``instrument()`` sets up; the first two are what engines are given."""
 
-    emit: Callable[[Timeline], None]
+    emit: Emit
     capture: Capture
     begin_client: BeginClient
     timing: bool = False

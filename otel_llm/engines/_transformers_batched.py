@@ -30,6 +30,7 @@ class Batched(Recording):
             model=model_name(call.instance.model),
             request_id=call.get("request_id"),
             context=probe.capture(),
+            swallow=probe.breaker.swallow,
         )
 
     def attach(self, state: Any) -> None:
@@ -46,7 +47,7 @@ class Batched(Recording):
         if self.open and len(done) >= self.expected:
             worst = min(done, key=lambda sample: ("error", "abort", "ok").index(sample.outcome or "ok"))
             timelines = [sample.timeline() for sample in done]
-            self.close(worst.outcome or "ok", worst.reason, timelines, received=None, submitted=self.received)
+            self.close(worst.outcome or "ok", worst.reason, samples=timelines, received=None, submitted=self.received)
 
 
 class Sample:

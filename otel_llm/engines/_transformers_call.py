@@ -24,7 +24,8 @@ class Generation(Recording):
     """One call of ``generate``, whatever the number of rows: they start and return together."""
 
     def __init__(self, call: Call, probe: Probe, *, direct: bool = False) -> None:
-        self.model = call.instance
+        self.model: Any = call.instance
+        """Until it ends: whoever drops a model wants its memory back."""
         self.loop: Loop | None = None
         """The decoding method that runs now."""
         self.stamps: list[int] = []
@@ -49,6 +50,7 @@ class Generation(Recording):
             model=model_name(call.instance),
             request_id=None,
             context=probe.capture(carried=carried(call.get("streamer"))),
+            swallow=probe.breaker.swallow,
         )
         here, pipeline = errand.get(), scope.get()
         waited = None if here is None else here.waited()
@@ -68,29 +70,28 @@ class Generation(Recording):
         return loop
 
     def ended(self, error: BaseException | None) -> None:
-        """``generate`` has returned or raised: only now is anything counted."""
+        """``generate`` has returned or raised: only now is anything counted, and the device asked."""
         now = time.monotonic_ns()
         outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
-        if error is None:
-            marks = self._finished()
-        else:
-            if reason == "_GenerationCancelled":  # the client of `transformers serve` has gone
-                outcome, reason = "abort", "cancelled"
-            marks = {
-                **self._seen([loop.cut() for loop in self._loops]),
-                "cut_known": bool(self._loops) or not self._custom,
-            }
-        samples = marks.pop("samples", ())
-        marks |= {"received": self._asked, "submitted": self._submitted, "scheduled": self._scheduled, "ended": now}
+        if reason == "_GenerationCancelled":  # the client of `transformers serve` has gone
+            outcome, reason = "abort", "cancelled"
+        counts = [loop.cut() if error else self._counts(loop) for loop in self._loops]
+        device = {}
+        if error is None and self.device is not None and len(self._loops) == 1 and not self._loops[0].deferred:
+            device = self.device.attributes()
+        for loop in self._loops:
+            loop.release()
+        self.model = self.device = None
+        late = partial(self._finished if error is None else self._cut, counts, device)
+        marks = {"received": self._asked, "submitted": self._submitted, "scheduled": self._scheduled, "ended": now}
         pipeline = scope.get()
         if error is None and pipeline is not None:
-            pipeline.hold(partial(self.close, samples=samples), marks)
+            pipeline.hold(partial(self.close, late=late), marks)
         else:
-            self.close(outcome, reason, samples, **marks)
+            self.close(outcome, reason, late, **marks)
 
-    def _finished(self) -> dict[str, Any]:
-        loops, counts = self._loops, [self._counts(loop) for loop in self._loops]
-        marks = self._seen(counts)
+    def _finished(self, counts: list[Counts], device: dict[str, float]) -> dict[str, Any]:
+        loops, marks = self._loops, self._seen(counts, device)
         if "first_token" not in marks:
             return marks
         marks["last_token"] = loops[-1].last() if loops else self.stamps[-1]
@@ -100,18 +101,21 @@ class Generation(Recording):
             marks["finish_reasons"] = loops[0].finish_reasons(rows)
             if len(rows) > 1:
                 marks["samples"] = self._samples(loops[0], counts[0].prompts, rows)
-        if len(loops) == 1 and self.device is not None and not loops[0].deferred:
-            marks["attributes"] = {**marks.get("attributes", {}), **self.device.attributes()}
         return marks
 
-    def _seen(self, counts: list[Counts]) -> dict[str, Any]:
+    def _cut(self, counts: list[Counts], device: dict[str, float]) -> dict[str, Any]:
+        return {**self._seen(counts, device), "cut_known": bool(self._loops) or not self._custom}
+
+    def _seen(self, counts: list[Counts], device: dict[str, float]) -> dict[str, Any]:
         """What calls that returned and calls that raised have in common."""
         marks: dict[str, Any] = {}
         ready = self._loops[0].ready if self._loops else self.stamps[1:]
         if ready:
             marks["first_token"] = ready[0]
         if self.draft:
-            marks["attributes"] = {"otel_llm.engine.draft_time": self.draft / 1e9}
+            device = {"otel_llm.engine.draft_time": self.draft / 1e9, **device}
+        if device:
+            marks["attributes"] = device
         if counts and counts[0].prompts is not None:
             marks["prompt_tokens"] = sum(counts[0].prompts)
         known = [sum(count.rows) for count in counts if count.rows is not None]

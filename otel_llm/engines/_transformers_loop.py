@@ -51,14 +51,21 @@ class Loop:
         else:
             self._width = self._start if embeddings is None else embeddings.shape[1]
         self._mask = mask if mask is not None and mask.dim() == 2 else None
-        ends = [criterion for criterion in self.criteria if hasattr(criterion, "eos_token_id")]
-        names = {type(criterion).__name__ for criterion in self.criteria}
+        ends, names = [], set()
+        for criterion in self.criteria:
+            names.add(type(criterion).__name__)
+            if hasattr(criterion, "eos_token_id"):
+                ends.append(criterion)
         self._ends: Any = ends[0].eos_token_id if ends else None
         self._plain = names <= _KNOWN_CRITERIA and len(ends) < 2
         self._timed = "MaxTimeCriteria" in names
         uneven = kind == "sample" and self._rows > 1 and bool(ends) and not self._plain
         self.done: list[Any] | None = [] if uneven else None
         """What the stopping criteria said after each step; kept only where an end token does not tell the length."""
+
+    def release(self) -> None:
+        """Let go of what may hold memory of the device; only ``counts`` and ``cut`` need it."""
+        self.sequences = self.criteria = self.done = self._mask = self._ends = None
 
     def end(self, value: Any, now: int) -> None:
         """The decoding method has returned."""
@@ -96,12 +103,14 @@ class Loop:
         """Exact, or None. Waits for the device only if a row was padded or may have ended early."""
         prompts: Any = None if self._width is None else [self._width] * self._prompts
         if self._mask is not None:
-            prompts = (self._mask[:: self._rows // self._prompts] != 0).sum(1)
+            each = self._rows // self._prompts
+            prompts = (self._mask if each == 1 else self._mask[::each]).count_nonzero(1)
         lengths = None if self.sequences is None else self._lengths(self.sequences[:, self._start :])
         tensors = [part for part in (prompts, lengths) if part is not None and not isinstance(part, list)]
         if tensors:
             device = tensors[-1].device
-            flat = sys.modules["torch"].cat([part.to(device) for part in tensors]).tolist()
+            whole = tensors[0] if len(tensors) == 1 else sys.modules["torch"].cat([part.to(device) for part in tensors])
+            flat = whole.tolist()
             if not isinstance(prompts, list) and prompts is not None:
                 prompts, flat = flat[: len(prompts)], flat[len(prompts) :]
             lengths = lengths if lengths is None or isinstance(lengths, list) else flat

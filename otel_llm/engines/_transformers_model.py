@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 from otel_llm.patching import Call
@@ -27,7 +28,12 @@ def model_name(model: Any) -> str:
 
     In the hub's cache the last part is a commit; the name is further up.
     """
-    parts = str(getattr(model.config, "_name_or_path", "") or "").replace("\\", "/").rstrip("/").split("/")
+    return _last_part(str(getattr(model.config, "_name_or_path", "") or "")) or type(model).__name__
+
+
+@functools.lru_cache
+def _last_part(path: str) -> str:
+    parts = path.replace("\\", "/").rstrip("/").split("/")
     if len(parts) > 2 and parts[-2] == "snapshots":
         return parts[-3].rpartition("--")[2]
-    return parts[-1] or type(model).__name__
+    return parts[-1]

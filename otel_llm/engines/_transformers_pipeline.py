@@ -62,20 +62,21 @@ def _call(_call: Call) -> Steps:
     here.end(returned.error, time.monotonic_ns())
 
 
-def _preprocess(_call: Call) -> Steps:
+def _preprocess(_call: Call) -> None:
     here = scope.get()
     if here is not None and here.began is None:
         here.began = time.monotonic_ns()
-    yield
 
 
 _FOLDER: Final = "transformers.pipelines."
 HOOKS: Final = (
     Hook((_FOLDER + "base:Pipeline.run_single",), _call, required=False),
     Hook((_FOLDER + "pt_utils:PipelineIterator.__next__",), _call, required=False),
-    Hook((_FOLDER + "text_generation:TextGenerationPipeline.preprocess",), _preprocess, required=False),
-    Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), _preprocess, required=False),
+    Hook((_FOLDER + "text_generation:TextGenerationPipeline.preprocess",), glance=_preprocess, required=False),
+    Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), glance=_preprocess, required=False),
     # Before version 5.
-    Hook((_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), _preprocess, required=False),
-    Hook((_FOLDER + "text2text_generation:TranslationPipeline.preprocess",), _preprocess, required=False),
+    Hook(
+        (_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), glance=_preprocess, required=False
+    ),
+    Hook((_FOLDER + "text2text_generation:TranslationPipeline.preprocess",), glance=_preprocess, required=False),
 )

@@ -7,7 +7,6 @@ search is one request: it asks the engine for every beam and token anew.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from dataclasses import replace
@@ -16,6 +15,7 @@ from weakref import WeakSet
 
 from otel_llm.engines._vllm_request import Request, current, pooling_operation
 from otel_llm.patching import Body, Call, Hook, Probe, Returned
+from otel_llm.recording import Draft
 from otel_llm.timeline import Timeline, ending, merged
 
 Steps = Generator[None, Returned, Any]
@@ -26,7 +26,7 @@ BEAMS_KEPT: Final = 64
 class Batch:
     """A call of the offline ``LLM``."""
 
-    def __init__(self, operation: str, emit: Callable[[Timeline], None] | None = None) -> None:
+    def __init__(self, operation: str, emit: Callable[[Draft], None] | None = None) -> None:
         self.operation, self.emit = operation, emit
         self.requests: WeakSet[Request] = WeakSet()
         self.reported: BaseException | None = None
@@ -41,9 +41,10 @@ class Beams(Batch):
         self.prompts = len(call.get("prompts"))
         self.found: list[Timeline] = []
 
-    def collect(self, timeline: Timeline) -> None:
+    def collect(self, draft: Draft) -> None:
         """Keep one engine request; those that are too many become one."""
-        self.found.append(timeline)
+        if (timeline := draft.timeline()) is not None:
+            self.found.append(timeline)
         if len(self.found) > 2 * BEAMS_KEPT:
             kept, rest = self.found[:BEAMS_KEPT], self.found[BEAMS_KEPT:]
             fields = {**merged(rest), "children": (), "finish_reasons": ()}
@@ -53,8 +54,8 @@ class Beams(Batch):
         """All beams are found, or the search failed."""
         outcome, reason = ending(error, accepted=bool(self.found))
         # The engine's requests hold a prompt and its beam; only the first of a single prompt is the prompt alone.
-        known = {} if self.prompts == 1 else {"prompt_tokens": None, "cached_tokens": None}
-        self.request.close(outcome, reason, self.found, finish_reasons=(), ended=time.monotonic_ns(), **known)
+        known: dict[str, Any] = {} if self.prompts == 1 else {"prompt_tokens": None, "cached_tokens": None}
+        self.request.close(outcome, reason, samples=self.found, finish_reasons=(), **known)
 
 
 _batch: Final[ContextVar[Batch | None]] = ContextVar("otel_llm_vllm_batch", default=None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.patching import Call, Probe
-from otel_llm.recording import Recording
-from otel_llm.timeline import Timeline, ending
+from otel_llm.recording import Draft, Recording
+from otel_llm.timeline import Outcome, ending
 
 current: Final[ContextVar[Request | None]] = ContextVar("otel_llm_vllm_request", default=None)
 """The request whose engine requests are being submitted in this task."""
@@ -33,9 +34,7 @@ def served_model(config: Any) -> str:
 class Request(Recording):
     """A call of generate(); watches the stream that its caller reads, if there is one."""
 
-    def __init__(
-        self, call: Call, probe: Probe, operation: str, emit: Callable[[Timeline], None] | None = None
-    ) -> None:
+    def __init__(self, call: Call, probe: Probe, operation: str, emit: Callable[[Draft], None] | None = None) -> None:
         config = getattr(call.instance, "llm_engine", call.instance).model_config
         adapter = call.get("lora_request")
         self.samples: list[Sample] = []
@@ -47,6 +46,7 @@ class Request(Recording):
             model=served_model(config) if adapter is None else adapter.lora_name,
             request_id=call.get("request_id"),
             context=probe.capture(call.get("trace_headers")),
+            swallow=probe.breaker.swallow,
         )
 
     def started(self) -> None:
@@ -66,10 +66,16 @@ class Request(Recording):
         finishes = {sample.finish for sample in self.samples}
         if error is None and finishes & {"abort", "error"}:
             outcome, reason = ("abort", "abort") if "abort" in finishes else ("error", "engine")
-        now, failure = time.monotonic_ns(), {"outcome": outcome, "error_type": reason}
-        if len(self.samples) == 1:  # nearly every request: the sample is the request
-            self.close(outcome, reason, ended=now, **self.samples[0].marks(now, outcome)[1])
-        else:
-            self.close(outcome, reason, [sample.timeline(now, failure) for sample in self.samples], ended=now)
-        for sample in self.samples:
-            sample.state = None  # breaks the cycle with vLLM's state
+        now = time.monotonic_ns()
+        self.close(outcome, reason, partial(self._marks, now, outcome, reason), ended=now)
+
+    def _marks(self, now: int, outcome: Outcome, reason: str | None) -> Mapping[str, Any]:
+        """What vLLM's states say, which change no more."""
+        failure = {"outcome": outcome, "error_type": reason}
+        try:
+            if len(self.samples) == 1:  # nearly every request: the sample is the request
+                return self.samples[0].marks(now, outcome)[1]
+            return {"samples": [sample.timeline(now, failure) for sample in self.samples]}
+        finally:
+            for sample in self.samples:
+                sample.state = None  # breaks the cycle with vLLM's state

@@ -106,10 +106,9 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
 
         return call
 
-    def deferred(call: Call) -> Steps:
+    def deferred(_call: Call) -> None:
         generation = current.get()
-        returned = yield
-        if generation and generation.loop and returned.value and not generation.muted:
+        if generation and generation.loop and not generation.muted:
             generation.loop.deferred = True
 
     mixin = "transformers.generation.utils:GenerationMixin."
@@ -120,7 +119,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((mixin + "_beam_search",), decode("beam")),
         Hook((mixin + "_assisted_decoding",), decode("assisted")),
         Hook(("transformers.generation.stopping_criteria:StoppingCriteriaList.__call__",), replacement=kept),
-        Hook(("transformers.generation.utils:DeferredStopCheck.is_supported",), deferred, required=False),  # from 5.17
+        # From 5.17, where the host need not wait for the device at every step.
+        Hook(("transformers.generation.utils:DeferredStopCheck.__init__",), glance=deferred, required=False),
         # Moved out of the library after 4.51.
         Hook((mixin + "_contrastive_search",), decode("sample"), required=False),
         Hook((mixin + "_dola_decoding",), decode("sample"), required=False),

@@ -1,4 +1,4 @@
-"""Where a finished timeline becomes telemetry."""
+"""Where a finished request becomes telemetry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opentelemetry.trace import TracerProvider
 from otel_llm import conventions
 from otel_llm.config import Targets
 from otel_llm.engine_state import Emission, EngineState, EngineStep, Later
-from otel_llm.recording import TokenGaps
+from otel_llm.recording import Draft, TokenGaps
 from otel_llm.telemetry.client import ClientWriter
 from otel_llm.telemetry.context import Captured
 from otel_llm.telemetry.engine import EngineWriter
@@ -53,6 +53,9 @@ class Recorder:
         elif isinstance(said, Later):
             for each in said.told():
                 self.record(each)
+        elif isinstance(said, Draft):
+            if (timeline := said.timeline()) is not None:
+                self._request(timeline)
         else:
             self._request(said)
 

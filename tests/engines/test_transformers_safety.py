@@ -15,7 +15,6 @@ from otel_llm.engines import _transformers_call as call_module
 from otel_llm.engines.transformers import ENGINE
 from otel_llm.patching import Hook, Patcher, Probe, resolve
 from otel_llm.testing import swallowed
-from otel_llm.timeline import Timeline
 from tests.engines import tiny_transformers as tiny
 
 BATCH: dict[str, Any] = {
@@ -107,12 +106,12 @@ def test_parts_that_fail_change_nothing(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError(part)
 
-    seen: list[Timeline] = []
+    seen = tiny.Seen()
     if part == "counts":
         monkeypatch.setattr(call_module.Loop, "counts", fail)
     patcher = Patcher(
         ENGINE,
-        fail if part == "emit" else seen.append,
+        fail if part == "emit" else seen.take,
         fail if part == "capture" else lambda **_: None,
         lambda: None,
     )

@@ -284,7 +284,7 @@ def test_an_error_in_any_hook_leaves_the_engine_and_its_answers_alone(llm: Any, 
 
 def test_inter_token_latencies_are_those_of_the_engine(llm: Any, seen: list[Timeline]) -> None:
     from otel_llm.engine_state import Later
-    from otel_llm.recording import TokenGaps
+    from otel_llm.recording import Draft, TokenGaps
 
     steps: list[Any] = []
     patcher = Patcher(ENGINE, steps.append, lambda _headers=None, _carried=None: None, lambda: False)
@@ -301,5 +301,6 @@ def test_inter_token_latencies_are_those_of_the_engine(llm: Any, seen: list[Time
     gaps = [said for said in told if isinstance(said, TokenGaps)]
     assert sum(sum(step.gaps.values()) for step in gaps) == 3 * 5
     assert all(seconds >= 0.05 for step in gaps for seconds in step.gaps)
-    decodes = [part.duration for t in steps if isinstance(t, Timeline) for part in t.phases() if part.name == "decode"]
+    ended = [draft.timeline() for draft in steps if isinstance(draft, Draft)]
+    decodes = [part.duration for t in ended if t for part in t.phases() if part.name == "decode"]
     assert sum(seconds * n for step in gaps for seconds, n in step.gaps.items()) == pytest.approx(sum(decodes) / 1e9)

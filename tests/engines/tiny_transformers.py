@@ -15,6 +15,7 @@ import pytest
 from otel_llm.engine_state import EngineState, EngineStep
 from otel_llm.engines.transformers import ENGINE
 from otel_llm.patching import Patcher
+from otel_llm.recording import Draft
 from otel_llm.timeline import Timeline
 
 if os.environ.get("OTEL_LLM_REQUIRE_ENGINES") != "1":
@@ -52,6 +53,10 @@ class Seen(list[Timeline]):
         self.steps: list[EngineStep] = []
 
     def take(self, emission: Any) -> None:
+        if isinstance(emission, Draft):
+            emission = emission.timeline()
+            if emission is None:
+                return
         place = {Timeline: self, EngineState: self.states, EngineStep: self.steps}[type(emission)]
         place.append(emission)
 

@@ -23,11 +23,11 @@ DATA = {
 
 ARROWS = {
     **dict.fromkeys(DATA, DATA),
-    "recording": {"timeline"},
+    "recording": {"faults", "timeline"},
     "engine_state": {"recording", "timeline"},
     "streams": {"faults"},
     "edge": {"pairing", "timeline"},
-    "outlet": {"patching", "timeline"},
+    "outlet": {"engine_state", "patching"},
     "servers": {"edge", "faults", "outlet", "pairing", "patching", "routes", "servers", "sse", "tcp", "timeline"},
     "clients": {
         "client_timeline",
