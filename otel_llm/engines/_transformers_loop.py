@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final, Literal, NamedTuple
 
+from otel_llm.engines._transformers_model import setting
 from otel_llm.patching import Call
 
 Kind = Literal["sample", "beam", "assisted"]
@@ -44,7 +45,7 @@ class Loop:
         self.limit: int | None = config.max_length
         self._rows, self._start = call.get("input_ids").shape
         self._prompts = self._rows // max(config.num_beams or 1, config.num_return_sequences or 1)
-        if call.instance.config.is_encoder_decoder:
+        if setting(call.instance.config, "is_encoder_decoder"):
             # Only a text encoder's input is counted in tokens.
             text = call.instance.main_input_name == "input_ids"
             self._width, mask = given, mask if text else None
@@ -103,9 +104,11 @@ class Loop:
         """Exact, or None. Waits for the device only if a row was padded or may have ended early."""
         prompts: Any = None if self._width is None else [self._width] * self._prompts
         if self._mask is not None:
-            each = self._rows // self._prompts
-            prompts = (self._mask if each == 1 else self._mask[::each]).count_nonzero(1)
-        lengths = None if self.sequences is None else self._lengths(self.sequences[:, self._start :])
+            if self._rows == 1:
+                prompts = [self._mask.count_nonzero().item()]
+            else:
+                prompts = self._mask[:: self._rows // self._prompts].count_nonzero(1)
+        lengths = None if self.sequences is None else self._lengths(self.sequences)
         tensors = [part for part in (prompts, lengths) if part is not None and not isinstance(part, list)]
         if tensors:
             device = tensors[-1].device
@@ -116,17 +119,18 @@ class Loop:
             lengths = lengths if lengths is None or isinstance(lengths, list) else flat
         return Counts(prompts, lengths)
 
-    def _lengths(self, new: Any) -> Any:
+    def _lengths(self, sequences: Any) -> Any:
         """Length of each row: a list, or a tensor where the tokens must be looked at, or None."""
-        rows, width = new.shape
+        rows, width = sequences.shape[0], sequences.shape[1] - self._start
         if rows == 1 or not width:
             return [width] * rows
         if self._ends is None and (self._plain or self.kind == "sample"):
             return [width] * rows  # without an end token rows are never padded
         if self._plain and self._ends is not None:
+            new = sequences[:, self._start :]
             hit = (new.unsqueeze(-1) == self._ends.to(new.device)).any(-1)
             return (hit.int().argmax(1) + 1).masked_fill(~hit.any(1), width)
         if self.done:
             running = sys.modules["torch"].stack(self.done).int().cummax(0).values == 0
-            return (running.sum(0) + 1).clamp(max=width).to(new.device)
+            return (running.sum(0) + 1).clamp(max=width).to(sequences.device)
         return None

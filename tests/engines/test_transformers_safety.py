@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -227,6 +229,36 @@ def test_a_compiled_graph_is_the_same() -> None:
     assert measured == plain
     assert seen[0].output_tokens == 5
     assert seen[0].time_to_first_token()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_waits_to_be_recorded_holds_no_model_and_no_tensor(rows: int) -> None:
+    """Whoever drops a model wants its memory back now. Seen red without ``release``, and with the model kept."""
+    drafts: list[Any] = []
+    patcher = Patcher(ENGINE, drafts.append, lambda headers=None, carried=None: None, lambda: False)
+    patcher.arm()
+    try:
+        model, inputs = tiny.qwen2(), tiny.prompt(rows)
+        mask = torch.ones_like(inputs)
+        script = [tiny.Script([5, 7, 3][:rows], 6)]
+        stop = [tiny.StopRows([4, 9, 2][:rows], 6)]
+        output = model.generate(
+            inputs,
+            attention_mask=mask,
+            max_new_tokens=8,
+            eos_token_id=tiny.EOS,
+            logits_processor=script,
+            stopping_criteria=stop,
+        )
+    finally:
+        patcher.undo()
+    gone = [weakref.ref(thing) for thing in (model, inputs, mask, output, stop[0])]
+    del model, inputs, mask, output, stop, script
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 5
+    timeline = drafts[0].timeline()
+    assert timeline.output_tokens == sum([4, 7, 2][:rows])
+    assert timeline.prompt_tokens == 6 * rows
 
 
 def test_undo_restores_the_very_same_objects() -> None:
