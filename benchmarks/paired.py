@@ -148,9 +148,10 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), medians[RESAMPLED // 40], medians[-RESAMPLED // 40]
 
 
-def least(ours: Sequence[Sequence[float]], bare: Sequence[Sequence[float]], at: int) -> float:
-    """What the least disturbed round of each differs by, in the unit of the measurements."""
-    return min(times[at] for times in ours) - min(times[at] for times in bare)
+def calm(ours: Sequence[Sequence[float]], bare: Sequence[Sequence[float]], at: int) -> float:
+    """What the least disturbed tenth of the rounds differs by, in the unit of the measurements."""
+    tenth, of_bare = (statistics.quantiles([times[at] for times in each], n=10)[0] for each in (ours, bare))
+    return tenth - of_bare
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:

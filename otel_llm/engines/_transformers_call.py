@@ -38,7 +38,8 @@ class Generation(Recording):
         """Nanoseconds in the ``generate`` of assistants."""
         given = call.get("input_ids") if call.get("inputs") is None else call.get("inputs")
         self._given = given.shape[1] if getattr(given, "ndim", 0) == 2 else None
-        self._counted = writes_text(call.instance) and not direct
+        text = writes_text(call.instance)
+        self._counted = text and not direct
         """Whether a row of ids is a text: codes of sound have rows and lengths of other meaning."""
         self._custom = call.get("custom_generate") is not None
         self._loops: list[Loop] = []
@@ -46,7 +47,7 @@ class Generation(Recording):
         super().__init__(
             probe.emit,
             engine="transformers",
-            operation=operation(call),
+            operation=operation(call, text=text),
             model=model_name(call.instance),
             request_id=None,
             context=probe.capture(carried=carried(call.get("streamer"))),

@@ -10,11 +10,14 @@ from otel_llm.patching import Call
 _MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "audio", "video")
 
 
-def operation(call: Call) -> str:
-    """``gen_ai.operation.name`` of a call of ``generate``."""
-    media = any(name.startswith(_MEDIA) and value is not None for name, value in call.kwargs.items())
-    reads_text = call.instance.main_input_name == "input_ids" and not media
-    return "text_completion" if reads_text and writes_text(call.instance) else "generate_content"
+def operation(call: Call, *, text: bool) -> str:
+    """``gen_ai.operation.name`` of a call of ``generate``; ``text`` is whether the model writes nothing else."""
+    if not text or call.instance.main_input_name != "input_ids":
+        return "generate_content"
+    for name, value in call.kwargs.items():
+        if name.startswith(_MEDIA) and value is not None:
+            return "generate_content"
+    return "text_completion"
 
 
 def writes_text(model: Any) -> bool:
