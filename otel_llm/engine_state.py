@@ -99,12 +99,16 @@ class Later:
             self._emit(self)
 
     def told(self) -> list[Emission]:
-        """Read all that is kept. Never raises; an error costs what it came from."""
-        self._announced = False  # before the last look: what is kept after that announces itself
+        """Read what is kept by now. Never raises; an error costs what it came from."""
+        self._announced = False  # first: what is kept from here on announces itself
         found: list[Emission] = []
-        while self._kept:
+        for _ in range(len(self._kept)):
             try:
-                found.extend(self._read(self._kept.popleft()))
+                told = self._kept.popleft()
+            except IndexError:  # another thread reads too
+                break
+            try:
+                found.extend(self._read(told))
             except Exception as error:
                 self._swallow(self._place, error)
         return found
