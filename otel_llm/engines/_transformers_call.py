@@ -76,7 +76,7 @@ class Generation(Recording):
         outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
         if reason == "_GenerationCancelled":  # the client of `transformers serve` has gone
             outcome, reason = "abort", "cancelled"
-        counts = [loop.cut() if error else self._counts(loop) for loop in self._loops]
+        counts = [self._counts(loop) if error is None else loop.cut() for loop in self._loops]
         device = {}
         if error is None and self.device is not None and len(self._loops) == 1 and not self._loops[0].deferred:
             device = self.device.attributes()

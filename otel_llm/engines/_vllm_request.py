@@ -67,10 +67,14 @@ class Request(Recording):
         if error is None and finishes & {"abort", "error"}:
             outcome, reason = ("abort", "abort") if "abort" in finishes else ("error", "engine")
         now = time.monotonic_ns()
-        self.close(outcome, reason, partial(self._marks, now, outcome, reason), ended=now)
+        marks = partial(self._marks, now, outcome, reason)
+        if self.samples and all(sample.finish for sample in self.samples):
+            self.close(outcome, reason, marks, ended=now)
+        else:  # vLLM has not heard of the end, and goes on for a moment
+            self.close(outcome, reason, ended=now, **marks())
 
     def _marks(self, now: int, outcome: Outcome, reason: str | None) -> Mapping[str, Any]:
-        """What vLLM's states say, which change no more."""
+        """What vLLM's states say, which change no more once all of them have finished."""
         failure = {"outcome": outcome, "error_type": reason}
         try:
             if len(self.samples) == 1:  # nearly every request: the sample is the request

@@ -16,6 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm
+from otel_llm import instrumentation
+from otel_llm.engine_state import Emission
+from otel_llm.recording import Draft
 from otel_llm.testing import assert_adds_up, recording
 from otel_llm.timeline import Timeline
 from tests.engines.vllm_live import POSITIONS, RARE, TARGETS, Answer, LiveEngine, prompt, sabotaged
@@ -36,11 +39,44 @@ def live(tiny_model: Path) -> Iterator[LiveEngine]:
     otel_llm.uninstrument()
 
 
-@pytest.fixture
-def seen(live: LiveEngine) -> Iterator[list[Timeline]]:
+class Late(list[Timeline]):
+    """Requests that are recorded when the test looks at them, as a pipeline of our own may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Emission] = []
+
+    def record(self) -> None:
+        told, self.told = self.told, []
+        for said in told:
+            timeline = said.timeline() if isinstance(said, Draft) else None
+            if timeline is not None:
+                self.append(timeline)
+                instrumentation._live.get().recorder.record(timeline)
+
+    def __iter__(self) -> Iterator[Timeline]:
+        self.record()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self.record()
+        return super().__len__()
+
+    def __getitem__(self, index: Any) -> Any:
+        self.record()
+        return super().__getitem__(index)
+
+
+@pytest.fixture(params=["at once", "late"])
+def seen(live: LiveEngine, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Timeline]]:
     exporter.clear()
-    with recording() as timelines:
+    if request.param == "late":
+        timelines: list[Timeline] = (late := Late())
+        monkeypatch.setattr(instrumentation._live.get(), "take", lambda said: late.told.append(said))
         yield timelines
+    else:
+        with recording() as timelines:
+            yield timelines
     for timeline in timelines:
         assert_adds_up(timeline)
     assert not live.engine.output_processor.request_states
@@ -207,6 +243,8 @@ def test_a_request_given_up_in_decode(live: LiveEngine, seen: list[Timeline], wa
     request = only(seen)
     assert (request.outcome, request.error_type) == ("abort", "abort" if way == "engine.abort" else "cancelled")
     assert phases(request) == ["preprocess", "queue", "prefill", "decode"]
+    # Of the others vLLM hears when they have ended, which is nothing to them, however late they are recorded.
+    assert request.finish_reasons == (("abort",) * n if way in ("cancel", "engine.abort") else ())
     assert request.output_tokens is not None
     assert received <= request.output_tokens <= received + 8 * n
     assert len(request.children) == (n if n > 1 else 0)
