@@ -28,7 +28,7 @@ BEGIN, END = "<!-- made by tools/run_versions.py -->\n", "<!-- end -->\n"
 
 RUN = ("0.27.1", "0.30.0", "0.32.0")
 TESTS = tuple(
-    f"tests/engines/test_vllm_{name}.py" for name in ("offline", "async", "paths", "pooling", "beside_tracing")
+    f"tests/engines/test_vllm_{name}.py" for name in ("offline", "async", "state", "paths", "pooling", "beside_tracing")
 )
 RUN_TRANSFORMERS = ("4.51.3", "4.57.6", "5.8.1", "5.23.0")
 TESTS_TRANSFORMERS = tuple(

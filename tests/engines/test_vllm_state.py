@@ -95,8 +95,9 @@ def engine(tiny_model: Path) -> Iterator[tuple[Any, Metrics]]:
     patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     patch.setenv("OTEL_LLM_STEP_DETAIL", "1")
     otel_llm.instrument(engines=["vllm"], meter_provider=metrics.provider)
-    from vllm import LLM
+    from vllm import LLM, __version__
 
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
     llm = LLM(
         model=str(tiny_model),
         enforce_eager=True,
@@ -106,7 +107,8 @@ def engine(tiny_model: Path) -> Iterator[tuple[Any, Metrics]]:
         block_size=32,
         max_num_batched_tokens=128,
         max_num_seqs=16,
-        speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3},
+        # 0.30 has its rejection sampler in Triton alone, which the CPU build lacks.
+        speculative_config=None if __version__.startswith("0.30.") else ngram,
     )
     yield llm.llm_engine, metrics
     patch.undo()
@@ -182,11 +184,13 @@ def test_nothing_is_said_before_it_is_known(engine: tuple[Any, Metrics]) -> None
 def test_the_state_equals_vllms_own_page_after_every_step(engine: tuple[Any, Metrics]) -> None:
     llm_engine, metrics = engine
     submit(llm_engine, 12)
-    highest = dict.fromkeys(SAME, 0.0)
+    speculates = llm_engine.vllm_config.speculative_config is not None
+    same = {name: own for name, own in SAME.items() if speculates or "speculation" not in name}
+    highest = dict.fromkeys(same, 0.0)
     while llm_engine.has_unfinished_requests():
         llm_engine.step()
         ours, theirs = metrics.read(), page()
-        for name, own in SAME.items():
+        for name, own in same.items():
             value = ours[name].value if name in ours else None
             assert value == theirs[own] or (value is None and theirs[own] == 0), name
             highest[name] = max(highest[name], value or 0)
