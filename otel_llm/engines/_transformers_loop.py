@@ -104,10 +104,8 @@ class Loop:
         """Exact, or None. Waits for the device only if a row was padded or may have ended early."""
         prompts: Any = None if self._width is None else [self._width] * self._prompts
         if self._mask is not None:
-            if self._rows == 1:
-                prompts = [self._mask.count_nonzero().item()]
-            else:
-                prompts = self._mask[:: self._rows // self._prompts].count_nonzero(1)
+            each = self._rows // self._prompts
+            prompts = (self._mask if each == 1 else self._mask[::each]).count_nonzero(1)
         lengths = None if self.sequences is None else self._lengths(self.sequences)
         tensors = [part for part in (prompts, lengths) if part is not None and not isinstance(part, list)]
         if tensors:
