@@ -77,7 +77,7 @@ class Later:
     providers record at once, so does this.
     """
 
-    __slots__ = ("_announced", "_emit", "_kept", "_place", "_read", "_swallow")
+    __slots__ = ("_announced", "_emit", "_kept", "_place", "_swallow", "read")
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Later:
         swallow: Callable[[str, Exception], None],
     ) -> None:
         """``place`` is where an error of ``read`` is counted."""
-        self._emit, self._read, self._place, self._swallow = emit, read, place, swallow
+        self._emit, self.read, self._place, self._swallow = emit, read, place, swallow
         self._kept: deque[Any] = deque(maxlen=LATER_LIMIT)
         self._announced = False
 
@@ -108,7 +108,7 @@ class Later:
             except IndexError:  # another thread reads too
                 break
             try:
-                found.extend(self._read(told))
+                found.extend(self.read(told))
             except Exception as error:
                 self._swallow(self._place, error)
         return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from otel_llm import engines
+from otel_llm.engine_state import Later
 from otel_llm.faults import Breaker
 from otel_llm.patching import Hook, Probe
 
@@ -124,11 +126,13 @@ def _finding(hook: Hook, sources: Sources) -> Finding:
 
 
 def _read(hook: Hook) -> set[str]:
-    """Names that the body or the glance reads without a default, from its source."""
+    """Names that the body or the glance reads without a default, at once or later, from its source."""
     reads = hook.body or hook.glance
     assert reads is not None
+    late = [held.read for held in inspect.getclosurevars(reads).nonlocals.values() if isinstance(held, Later)]
+    trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in (reads, *late)]
     names = set()
-    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(reads)))):
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 1:
             first = node.args[0]
             if ast.unparse(node.func) == "call.get" and isinstance(first, ast.Constant):

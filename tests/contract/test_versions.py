@@ -13,7 +13,12 @@ TOOL = Path(__file__).parents[2] / "tools/versions.py"
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="the wheel holds no tools")
 
 STATS = "class IterationStats:\n    def update_from_events(self, req_id, {events}, is_prefilling, req_stats): ...\n"
-LOGGERS = "class Base:\n    def __init__(self, enable_default_loggers=True): ...\nclass StatLoggerManager(Base): ...\n"
+LOGGERS = """\
+class Base:
+    def __init__(self, enable_default_loggers=True): ...
+class StatLoggerManager(Base):
+    def record(self, stats): ...
+"""
 
 
 def findings(tmp_path: Path, events: str) -> dict[str, Any]:
@@ -35,3 +40,8 @@ def test_what_is_there_is_found_inherited_or_not(tmp_path: Path) -> None:
 
 def test_a_renamed_argument_is_found(tmp_path: Path) -> None:
     assert findings(tmp_path, "happenings")["IterationStats.update_from_events"].unread == ("events",)
+
+
+def test_a_renamed_argument_is_found_where_it_is_read_later(tmp_path: Path) -> None:
+    unread = findings(tmp_path, "events")["StatLoggerManager.record"].unread
+    assert unread == ("engine_idx", "iteration_stats", "scheduler_stats")
