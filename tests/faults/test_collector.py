@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from otel_llm.report import otlp
 from tests.faults.collectors import FAULTS, PROTOCOLS, SLOW_SECONDS, Collector, collector
 from tests.faults.programs import EXIT_LIMIT, EXIT_SLACK, EXIT_TIMED, counted, finish, nobody, start
 
@@ -123,6 +124,31 @@ def test_a_faulty_collector_harms_no_request_and_its_losses_are_counted(
         (line,) = found.log
         assert line.startswith("otel_llm: ")
         assert "are being lost" in line
+
+
+def test_what_is_lost_though_it_arrived_had_no_answer_in_time(tmp_path: Path) -> None:
+    """
+    An exporter that gives up cannot know whether its batch was taken: it counts as lost, never as exported.
+
+    Seen to fail with a Handler that only looks for a failing write: a sender that has hung up does not fail it.
+    """
+    program = """
+    otel_llm.instrument()
+    one()
+    while not (otel_llm.status().exported["spans"] or otel_llm.status().dropped["spans"]): time.sleep(0.05)
+    print(otel_llm.status().exported["spans"], otel_llm.status().dropped["spans"], flush=True)
+    time.sleep(LATE)
+    """
+    variables = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "60000"}
+    late, impatient = str(2 * SLOW_SECONDS), {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    with collector("http/protobuf", "slow", tmp_path) as to:
+        process = start(program.replace("LATE", late), to.url, **variables, **impatient)
+        output, errors = finish(process)
+        assert process.returncode == 0, errors
+        exported, dropped = map(int, output.split())
+        unanswered = sum(1 for body in to.unanswered for _ in otlp.spans(body))
+        assert (exported, len(to.receiver.spans())) == (0, unanswered)
+        assert unanswered >= dropped > 0
 
 
 @pytest.mark.parametrize("protocol", [PROTOCOLS[0], pytest.param(PROTOCOLS[1], marks=pytest.mark.slow)])
