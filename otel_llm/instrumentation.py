@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import engines, faults, outlet
@@ -78,7 +79,7 @@ class _Active:
             targets=self.settings.targets,
             loss=None if pipeline is None else pipeline.loss,
         )
-        take: Callable[[Emission], None] = recorder.record
+        take: Callable[[Emission], None] = partial(_record, recorder)
         if pipeline is not None and traces is pipeline.spans and metrics is pipeline.bulk:
             take = pipeline.deferring(take)
         return _Live(recorder, take, pipeline, settled=not missing)
@@ -209,11 +210,9 @@ def emit(said: Emission) -> None:
             request = said.timeline() if isinstance(said, Draft) and (edge is not None or _sinks) else said
             if request is None or (edge is not None and edge.collect(request)):
                 return
-            said, live = request, _current_live()
-        else:  # at every step: that the application has set a provider is for the next request to see
-            live = _live.peek() or _current_live()
-        if live is not None:
-            live.take(said)
+            said = request
+        if _active is not None:
+            _live.get().take(said)
     except Exception as error:
         faults.swallow("emit", error)
     if isinstance(said, Timeline):
@@ -254,6 +253,21 @@ def _current_live() -> _Live | None:
         live = _live.get()
         live.settled = True
     return live
+
+
+def _record(recorder: Recorder, said: Emission) -> None:
+    """
+    Record it, in whichever thread does that, unless the application has set a provider since.
+
+    That is asked here, not where it was told: the API looks into the environment for its answer.
+    """
+    live = _live.peek()
+    if live is not None and not live.settled and isinstance(said, (Timeline, Draft)):  # not at every step
+        live = _current_live()
+    if live is None or live.recorder is recorder:
+        recorder.record(said)
+    else:
+        live.take(said)
 
 
 def _retire(live: _Live | None) -> None:

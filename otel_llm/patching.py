@@ -56,7 +56,9 @@ class Hook:
     """``module:Class.method``, preferred first; the first that resolves is wrapped."""
     body: Body | None = None
     glance: Glance | None = None
-    """Instead of a body, for calls per step that need no more than a look at their arguments."""
+    """Instead of a body, where one look at the arguments is enough."""
+    after: bool = False
+    """Whether the glance is at calls that have returned; there is none at one that raised."""
     replacement: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """
     Instead of a body, for calls per token: given the original, returns a plain
@@ -187,7 +189,7 @@ class Patcher:
         if hook.body is not None:
             wrapper: Any = wrapt.FunctionWrapper(original, driver(hook.body, original, where, self.breaker))
         elif hook.glance is not None:
-            wrapper = glancing(hook.glance, original, where, self.breaker)
+            wrapper = glancing(hook.glance, original, where, self.breaker, after=hook.after)
         else:
             assert hook.replacement is not None
             wrapper = hook.replacement(original)

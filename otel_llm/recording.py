@@ -90,10 +90,13 @@ class Recording:
             return
         self.open = False
         marks.setdefault("ended", time.monotonic_ns())
-        fields = {**self._fixed, "received": self.received, "outcome": outcome, "error_type": error_type}
-        self._emit(Draft(fields["context"], partial(_timeline, fields, late, marks), self._swallow))
+        self._emit(
+            Draft(self._fixed["context"], partial(self._timeline, outcome, error_type, late, marks), self._swallow)
+        )
 
-
-def _timeline(fields: dict[str, Any], late: Callable[[], Mapping[str, Any]], marks: dict[str, Any]) -> Timeline:
-    found = {**late(), **marks}
-    return Timeline(**{**fields, **merged(found.pop("samples", ())), **found})
+    def _timeline(
+        self, outcome: Outcome, error_type: str | None, late: Callable[[], Mapping[str, Any]], marks: dict[str, Any]
+    ) -> Timeline:
+        ending = {"received": self.received, "outcome": outcome, "error_type": error_type}
+        found = {**late(), **marks}
+        return Timeline(**{**self._fixed, **ending, **merged(found.pop("samples", ())), **found})

@@ -36,7 +36,8 @@ class Generation(Recording):
         """Of the running or last loop, where device timing is on."""
         self.draft = 0
         """Nanoseconds in the ``generate`` of assistants."""
-        given = call.get("input_ids") if call.get("inputs") is None else call.get("inputs")
+        inputs = call.get("inputs")
+        given = call.get("input_ids") if inputs is None else inputs
         self._given = given.shape[1] if getattr(given, "ndim", 0) == 2 else None
         text = writes_text(call.instance)
         self._counted = text and not direct
@@ -76,12 +77,13 @@ class Generation(Recording):
         outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
         if reason == "_GenerationCancelled":  # the client of `transformers serve` has gone
             outcome, reason = "abort", "cancelled"
-        counts = [self._counts(loop) if error is None else loop.cut() for loop in self._loops]
+        counts = []
+        for loop in self._loops:
+            counts.append(self._counts(loop) if error is None else loop.cut())
+            loop.release()
         device = {}
         if error is None and self.device is not None and len(self._loops) == 1 and not self._loops[0].deferred:
             device = self.device.attributes()
-        for loop in self._loops:
-            loop.release()
         self.model = self.device = None
         late = partial(self._finished if error is None else self._cut, counts, device)
         marks = {"received": self._asked, "submitted": self._submitted, "scheduled": self._scheduled, "ended": now}

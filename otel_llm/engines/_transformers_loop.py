@@ -52,17 +52,21 @@ class Loop:
         else:
             self._width = self._start if embeddings is None else embeddings.shape[1]
         self._mask = mask if mask is not None and mask.dim() == 2 else None
-        ends, names = [], set()
-        for criterion in self.criteria:
-            names.add(type(criterion).__name__)
-            if hasattr(criterion, "eos_token_id"):
-                ends.append(criterion)
-        self._ends: Any = ends[0].eos_token_id if ends else None
-        self._plain = names <= _KNOWN_CRITERIA and len(ends) < 2
-        self._timed = "MaxTimeCriteria" in names
-        uneven = kind == "sample" and self._rows > 1 and bool(ends) and not self._plain
-        self.done: list[Any] | None = [] if uneven else None
+        self._kinds = frozenset(map(type, self.criteria))
+        self._ends: Any = None
+        self._plain = False
+        """Whether an end token is all that tells how long one of several rows is."""
+        self.done: list[Any] | None = None
         """What the stopping criteria said after each step; kept only where an end token does not tell the length."""
+        if self._rows > 1:
+            self._tell_rows_apart()
+
+    def _tell_rows_apart(self) -> None:
+        ends = [criterion.eos_token_id for criterion in self.criteria if hasattr(criterion, "eos_token_id")]
+        self._ends = ends[0] if ends else None
+        self._plain = {kind.__name__ for kind in self._kinds} <= _KNOWN_CRITERIA and len(ends) < 2
+        if self.kind == "sample" and ends and not self._plain:
+            self.done = []
 
     def release(self) -> None:
         """Let go of what may hold memory of the device; only ``counts`` and ``cut`` need it."""
@@ -98,24 +102,22 @@ class Loop:
         if self.limit is None:
             return ()
         ends = [self._start + length >= self.limit for length in lengths]
-        return () if self._timed and not all(ends) else tuple("length" if end else "stop" for end in ends)
+        timed = any(kind.__name__ == "MaxTimeCriteria" for kind in self._kinds)
+        return () if timed and not all(ends) else tuple("length" if end else "stop" for end in ends)
 
     def counts(self) -> Counts:
         """Exact, or None. Waits for the device only if a row was padded or may have ended early."""
-        prompts: Any = None if self._width is None else [self._width] * self._prompts
-        if self._mask is not None:
-            each = self._rows // self._prompts
-            prompts = (self._mask if each == 1 else self._mask[::each]).count_nonzero(1)
-        lengths = None if self.sequences is None else self._lengths(self.sequences)
-        tensors = [part for part in (prompts, lengths) if part is not None and not isinstance(part, list)]
-        if tensors:
-            device = tensors[-1].device
-            whole = tensors[0] if len(tensors) == 1 else sys.modules["torch"].cat([part.to(device) for part in tensors])
-            flat = whole.tolist()
-            if not isinstance(prompts, list) and prompts is not None:
-                prompts, flat = flat[: len(prompts)], flat[len(prompts) :]
-            lengths = lengths if lengths is None or isinstance(lengths, list) else flat
-        return Counts(prompts, lengths)
+        lengths: Any = None if self.sequences is None else self._lengths(self.sequences)
+        uneven = hasattr(lengths, "tolist")
+        if self._mask is None:
+            prompts = None if self._width is None else [self._width] * self._prompts
+            return Counts(prompts, lengths.tolist() if uneven else lengths)
+        each = self._rows // self._prompts
+        masked = (self._mask if each == 1 else self._mask[::each]).count_nonzero(1)
+        if not uneven:
+            return Counts(masked.tolist(), lengths)
+        both = sys.modules["torch"].cat([masked.to(lengths.device), lengths]).tolist()
+        return Counts(both[: self._prompts], both[self._prompts :])
 
     def _lengths(self, sequences: Any) -> Any:
         """Length of each row: a list, or a tensor where the tokens must be looked at, or None."""

@@ -14,10 +14,14 @@ def operation(call: Call, *, text: bool) -> str:
     """``gen_ai.operation.name`` of a call of ``generate``; ``text`` is whether the model writes nothing else."""
     if not text or call.instance.main_input_name != "input_ids":
         return "generate_content"
-    for name, value in call.kwargs.items():
-        if name.startswith(_MEDIA) and value is not None:
-            return "generate_content"
-    return "text_completion"
+    media = _media(tuple(call.kwargs))
+    given = media and any(call.kwargs[name] is not None for name in media)
+    return "generate_content" if given else "text_completion"
+
+
+@functools.lru_cache
+def _media(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.startswith(_MEDIA))
 
 
 def writes_text(model: Any) -> bool:

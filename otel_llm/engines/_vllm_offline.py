@@ -7,13 +7,13 @@ search is one request: it asks the engine for every beam and token anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final
-from weakref import WeakSet
 
 from otel_llm.engines._vllm_request import Request, current, pooling_operation
+from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Body, Call, Hook, Probe, Returned
 from otel_llm.recording import Draft
 from otel_llm.timeline import Timeline, ending, merged
@@ -28,7 +28,6 @@ class Batch:
 
     def __init__(self, operation: str, emit: Callable[[Draft], None] | None = None) -> None:
         self.operation, self.emit = operation, emit
-        self.requests: WeakSet[Request] = WeakSet()
         self.reported: BaseException | None = None
 
 
@@ -66,20 +65,26 @@ def refused(error: BaseException) -> bool:
     return isinstance(error, ValueError) or any(base.__name__ == "VLLMClientError" for base in type(error).__mro__)
 
 
+def _left(llm: Any) -> Iterable[Request]:
+    """The requests that its engine has not finished."""
+    states = tuple(llm.llm_engine.output_processor.request_states.values())
+    return [sample.request for state in states if (sample := getattr(state, KEY, None))]
+
+
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """The required hook serves ``LLMEngine`` without ``LLM`` as well."""
 
     def add(call: Call) -> Steps:
-        batch = _batch.get() or Batch("text_completion")
-        operation = pooling_operation(call.get("params")) or batch.operation
-        request = Request(call, probe, operation, batch.emit)
-        batch.requests.add(request)
+        batch = _batch.get()
+        operation = pooling_operation(call.get("params")) or ("text_completion" if batch is None else batch.operation)
+        request = Request(call, probe, operation, None if batch is None else batch.emit)
         token = current.set(request)
         returned = yield
         current.reset(token)
         if returned.error is not None:
-            batch.reported = returned.error
             request.ended(returned.error)
+            if batch is not None:
+                batch.reported = returned.error
 
     def call_of(operation: str) -> Body:
         def body(call: Call) -> Steps:
@@ -93,8 +98,8 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
             # A prompt can fail in rendering, before it is added to the engine.
             if refused(returned.error) and returned.error is not batch.reported:
                 request.ended(returned.error)
-            for added in tuple(batch.requests):  # what the engine took down with it
-                added.ended(returned.error)
+            for left in _left(call.instance):  # what the engine took down with it
+                left.ended(returned.error)
 
         return body
 
@@ -103,8 +108,8 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         token = _batch.set(beams)
         returned = yield
         _batch.reset(token)
-        for added in tuple(beams.requests):
-            added.ended(returned.error)
+        for left in _left(call.instance):
+            left.ended(returned.error)
         beams.close(returned.error)
 
     return (

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from otel_llm.engines._vllm_sample import Sample
+from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Call, Probe
 from otel_llm.recording import Draft, Recording
 from otel_llm.timeline import Outcome, ending
@@ -48,6 +49,13 @@ class Request(Recording):
             context=probe.capture(call.get("trace_headers")),
             swallow=probe.breaker.swallow,
         )
+
+    def attach(self, state: Any, submitted: int, *, traced: bool) -> None:
+        """vLLM has made its state of one engine request, which is about to be handed to the core."""
+        sample = Sample(self, state, submitted, traced)
+        setattr(state, KEY, sample)
+        setattr(state.stats, KEY, sample)
+        self.samples.append(sample)
 
     def started(self) -> None:
         # Not in generate(): a caller may make several streams before it reads one.

@@ -26,6 +26,8 @@ class Sample:
         self.request, self.state, self.submitted, self.traced = request, state, submitted, traced
         self.ended = self.preemptions = self.stall = self.preempted_at = 0
         self.received = self.queued = self.first_token = self.input_wait = 0
+        self.events: list[Any] = []
+        """Those of the first message, which are read when a second one comes, or at the end."""
         self.headers: Mapping[str, str] = {}
         self.finish = ""
 
@@ -34,8 +36,21 @@ class Sample:
         if not self.request.streamed and all(sample.finish for sample in self.request.samples):
             self.request.ended(None)
 
-    def event(self, kind: str, at: int) -> None:
-        self.received = self.received or time.monotonic_ns()
+    def told(self, events: list[Any]) -> None:
+        """What the core says of its scheduling, with some of its outputs: nearly always with the first one alone."""
+        if self.received:
+            self._read()
+            self.events = events
+            self._read()
+        else:
+            self.received, self.events = time.monotonic_ns(), events
+
+    def _read(self) -> None:
+        events, self.events = self.events, []
+        for event in events:
+            self._event(event.type.name, round(event.timestamp * 1e9))
+
+    def _event(self, kind: str, at: int) -> None:
         if kind == "PREEMPTED":
             self.preemptions, self.preempted_at = self.preemptions + 1, at
         elif kind == "SCHEDULED" and self.preempted_at:
@@ -54,6 +69,7 @@ class Sample:
 
     def marks(self, ended: int, outcome: str) -> tuple[bool, dict[str, Any]]:
         """Whether it was cut, and what is known of it."""
+        self._read()
         state, stats, detokenizer = self.state, self.state.stats, self.state.detokenizer
         cut = self.finish in ("abort", "error") or (not self.finish and outcome != "ok")
         # The engine's count may run ahead of the output where a stop string cut it.

@@ -16,11 +16,9 @@ from typing import Any
 
 from otel_llm.engines import _vllm_offline, _vllm_state, _vllm_steps, _vllm_tracing, _vllm_waits
 from otel_llm.engines._vllm_request import Request, current, pooling_operation, served_model
-from otel_llm.engines._vllm_sample import Sample
 from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Call, Engine, Hook, Probe, Returned
 from otel_llm.streams import watched_async
-from otel_llm.timeline import nanoseconds
 
 Steps = Generator[None, Returned, Any]
 _stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", default=False)
@@ -38,23 +36,15 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         returned = yield
         return None if returned.error else watched_async(returned.value, request, probe.breaker.swallow)
 
-    def submit(call: Call) -> Steps:
-        submitted, request = time.monotonic_ns(), current.get()
-        returned = yield
+    def submitted(call: Call) -> None:
+        now, request = time.monotonic_ns(), current.get()
         state = call.instance.request_states.get(call.get("request").request_id)
-        if (
-            request and request.open and not returned.error and not hasattr(state, KEY)
-        ):  # else a streaming input's next chunk
-            traced = getattr(call.instance, "tracing_enabled", False)
-            sample = Sample(request, state, submitted, traced)
-            setattr(state, KEY, sample)
-            setattr(state.stats, KEY, sample)
-            request.samples.append(sample)
+        if request and request.open and not hasattr(state, KEY):  # else a streaming input's next chunk
+            request.attach(state, now, traced=getattr(call.instance, "tracing_enabled", False))
 
     def events(call: Call) -> None:
         if sample := getattr(call.get("req_stats"), KEY, None):
-            for event in call.get("events"):
-                sample.event(event.type.name, nanoseconds(event.timestamp))
+            sample.told(call.get("events"))
 
     def finished(call: Call) -> None:
         if sample := getattr(call.get("req_state"), KEY, None):
@@ -92,7 +82,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "async_llm:AsyncLLM.encode",), encode),
         Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
         Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
-        Hook((v1 + "output_processor:OutputProcessor.add_request",), submit),
+        Hook((v1 + "output_processor:OutputProcessor.add_request",), glance=submitted, after=True),
         Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), glance=finished),
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
         Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), glance=events),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict
@@ -39,6 +40,7 @@ class Account:
         said = {key: said[key] for key in ("exported", "dropped", "capped", "errors")}
         said |= {"requests": self.requests, "spans": self.spans, "threads": threading.active_count()}
         said["rss"] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        said["blocks"] = sys.getallocatedblocks()
         said["files"] = len(os.listdir("/proc/self/fd"))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
         await send({"type": "http.response.body", "body": json.dumps(said).encode()})

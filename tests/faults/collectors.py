@@ -75,10 +75,12 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
             with contextlib.suppress(ConnectionError):
                 super().handle()
                 reset = bool(self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-            if reset and self.answered is not None:  # a sender that hangs up with an answer unread resets
+            # A sender that hangs up with an answer unread resets; so does one that finds this collector gone.
+            if reset and self.answered is not None and not gone.is_set():
                 found.unanswered.append(self.answered)
 
         def do_POST(self) -> None:
+            self.answered = None  # the last one was read
             body = self.rfile.read(int(self.headers["Content-Length"]))
             found.sent += [self.path.encode(), bytes(self.headers), body]
             if fault == "slow":
@@ -89,8 +91,14 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
             self.send_response(status)
             self.send_header("Content-Type", "application/x-protobuf")
             self.send_header("Content-Length", str(HUGE if fault == "huge" else 0))
-            self.answered = body if self.path.endswith("traces") else None
-            self.end_headers()
+            traces = self.path.endswith("traces")
+            try:
+                self.end_headers()
+            except OSError:
+                if traces:
+                    found.unanswered.append(body)
+                raise
+            self.answered = body if traces else None
             if fault == "huge":
                 with contextlib.suppress(OSError):  # the exporter may hang up
                     for _ in range(HUGE // len(_PIECE)):
@@ -111,6 +119,7 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
         def handle_error(self, *_: object) -> None:
             """A client that hangs up is no error here."""
 
+    gone = threading.Event()
     server = Server(("127.0.0.1", port), Handler)
     scheme = "http"
     if identity is not None:
@@ -125,6 +134,7 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
     finally:
         server.shutdown()
         server.server_close()
+        gone.set()
         for connection in server.connections:  # they would be served on
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
