@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from otel_llm import edge, faults, outlet
-from otel_llm.recording import Recording
+from otel_llm.recording import Draft, Recording
 from otel_llm.streams import watched, watched_async
 from otel_llm.timeline import Timeline, ending
 
@@ -146,7 +146,7 @@ class _Inside:
     headers: Mapping[str, str] = {}
 
     def __init__(self) -> None:
-        self._engines: list[Timeline] = []
+        self._engines: list[Timeline | Draft] = []
         self._open = True
 
     def expect(self) -> None:
@@ -154,14 +154,14 @@ class _Inside:
 
     withdraw = expect
 
-    def collect(self, timeline: Timeline) -> bool:
+    def collect(self, request: Timeline | Draft) -> bool:
         if self._open:
-            edge.keep(self._engines, timeline)
+            edge.keep(self._engines, request)
         return self._open
 
     def close(self) -> list[Timeline]:
         self._open = False
-        return self._engines
+        return edge.timelines(self._engines)
 
 
 class _Items:

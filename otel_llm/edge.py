@@ -1,9 +1,9 @@
 """
 Where a request enters a server process: the HTTP request around its engine requests.
 
-The server writes its stamps here, the engines hand over their timelines, and
-when the last byte is sent both leave as ONE timeline: one HTTP request is one
-request, whatever it asked of the engine.
+The server writes its stamps here, the engines hand over their requests, and
+when the last byte is sent both leave as the draft of ONE timeline: one HTTP
+request is one request, whatever it asked of the engine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
+from otel_llm import faults
 from otel_llm.pairing import ServerTiming
+from otel_llm.recording import Draft
 from otel_llm.timeline import AttributeValue, Outcome, Timeline, merged, wall_offset
 
 BLOCKED_KEPT: Final = 1024
@@ -40,7 +43,7 @@ class Enclosing(Protocol):
     def withdraw(self) -> None:
         """An engine request that was expected will not come. May be called from a finaliser: takes no lock for long."""
 
-    def collect(self, timeline: Timeline) -> bool:
+    def collect(self, request: Timeline | Draft) -> bool:
         """Take over a finished engine request; False when this one has been reported."""
         ...
 
@@ -58,13 +61,14 @@ class ServerEdge:
     """
     One HTTP request in flight. All stamps are monotonic nanoseconds.
 
-    ``emit`` takes the joined timeline; ``capture`` is asked for a context when
-    no engine was reached; ``headers`` are the trace headers of the request.
+    ``emit`` takes the draft of the joined timeline; ``capture`` is asked for a
+    context when no engine was reached; ``headers`` are the trace headers of the
+    request.
     """
 
     def __init__(
         self,
-        emit: Callable[[Timeline], None],
+        emit: Callable[[Draft], None],
         capture: Callable[[Mapping[str, str] | None], object],
         headers: Mapping[str, str],
     ) -> None:
@@ -91,7 +95,7 @@ class ServerEdge:
         self._wall_offset = wall_offset()
         self._expected = 0
         self._collected = 0
-        self._engines: list[Timeline] = []
+        self._engines: list[Timeline | Draft] = []
         self._open = True
         # An engine may run in a thread of its own, and a finaliser inside of anything.
         self._lock = threading.RLock()
@@ -103,13 +107,13 @@ class ServerEdge:
         with self._lock:
             self._expected += 1
 
-    def collect(self, timeline: Timeline) -> bool:
+    def collect(self, request: Timeline | Draft) -> bool:
         """Take over a finished engine request; False when the HTTP request has been reported."""
         with self._lock:
             if not self._open:
                 return False
             self._collected += 1
-            keep(self._engines, timeline)
+            keep(self._engines, request)
             complete = self.settled and self._collected >= self._expected
         if complete:
             self.report()
@@ -123,9 +127,15 @@ class ServerEdge:
             self.wake()
 
     @property
-    def engines(self) -> tuple[Timeline, ...]:
-        """The engine requests that have finished so far."""
-        return tuple(self._engines)
+    def reached(self) -> bool:
+        """Whether an engine request has finished."""
+        return bool(self._engines)
+
+    @property
+    def engines(self) -> list[Timeline]:
+        """The engine requests that have finished so far; the first to ask has their timelines made."""
+        with self._lock:
+            return timelines(self._engines)
 
     @property
     def waiting(self) -> bool:
@@ -133,20 +143,26 @@ class ServerEdge:
         return self._collected < self._expected
 
     def report(self) -> None:
-        """Emit the joined timeline, once. Nothing to say about a request that asked nothing of an engine."""
+        """Emit what they are together, once. Nothing to say about a request that asked nothing of an engine."""
         with self._lock:
             if not self._open:
                 return
             self._open = False
-        timeline = self._joined()
-        if timeline is not None:
-            self._emit(timeline)
+        if self.ended is None:
+            self.ended = time.monotonic_ns()
+        if self._engines:
+            context = self._engines[0].context
+        elif self.refusal is None or self.outcome == "ok":
+            return
+        else:
+            context = self._capture(self.headers)
+        self._emit(Draft(context, partial(self._joined, context), faults.swallow))
 
     def timing(self, peer_limited: bool) -> ServerTiming | None:
         """Where the time went up to now, for the client; None while an engine is still at work."""
         if not self._engines or self.waiting:
             return None
-        timeline = self._joined()
+        timeline = self._joined(self._engines[0].context)
         if timeline is None:
             return None
         phases: dict[str, int] = {}
@@ -155,16 +171,17 @@ class ServerEdge:
         body, token = (None if at is None else at - timeline.start for at in (self.first_body, self.first_token))
         return ServerTiming(phases, timeline.engine, body, token, timeline.stall if peer_limited else 0)
 
-    def _joined(self) -> Timeline | None:
+    def _joined(self, context: object) -> Timeline | None:
+        engines = self.engines
         stamps: dict[str, Any] = {
             "arrived": self.arrived,
             "parsed": self.parsed,
             "received": self.received,
             "ended": time.monotonic_ns() if self.ended is None else self.ended,
         }
-        if not self._engines:
-            if self.refusal is None or self.outcome == "ok":
-                return None
+        if not engines:
+            if self.refusal is None:
+                return None  # its engine's could not be made
             engine, operation = self.refusal
             return Timeline(
                 **stamps,
@@ -173,13 +190,12 @@ class ServerEdge:
                 outcome=self.outcome,
                 error_type=self.error_type,
                 wall_offset=self._wall_offset,
-                context=self._capture(self.headers),
+                context=context,
             )
-        first = self._engines[0]
-        marks = several(self._engines) if len(self._engines) > 1 else {}
-        outcome, error_type = self._ending()
-        joined = replace(first, **{**marks, **stamps}, outcome=outcome, error_type=error_type)
-        if joined.submitted is None and any(engine.start == joined.scheduled for engine in self._engines):
+        marks = several(engines) if len(engines) > 1 else {}
+        outcome, error_type = self._ending(engines)
+        joined = replace(engines[0], **{**marks, **stamps}, outcome=outcome, error_type=error_type)
+        if joined.submitted is None and any(engine.start == joined.scheduled for engine in engines):
             joined = replace(joined, submitted=joined.scheduled)  # its work began as soon as it was handed over
         stall = self.stalled_since(joined.last_token)
         return replace(joined, stall=stall, attributes={**joined.attributes, **self._network(stall)})
@@ -198,9 +214,9 @@ class ServerEdge:
             attributes["otel_llm.network.peer_limited"] = self.delivery.peer_limited / 1e9
         return attributes
 
-    def _ending(self) -> tuple[Outcome, str | None]:
+    def _ending(self, engines: list[Timeline]) -> tuple[Outcome, str | None]:
         """What went wrong, if anything: the engine knows the cause better than the answer's status does."""
-        failures = [engine for engine in self._engines if engine.outcome != "ok"]
+        failures = [engine for engine in engines if engine.outcome != "ok"]
         if self.outcome == "abort" or not failures:
             return self.outcome, self.error_type
         worst = min(failures, key=lambda engine: ("error", "reject", "abort").index(engine.outcome))
@@ -213,15 +229,23 @@ class ServerEdge:
         return sum(max(end - max(start, last_token), 0) for start, end in self.blocked)
 
 
-def keep(engines: list[Timeline], timeline: Timeline) -> None:
+def keep(engines: list[Timeline | Draft], request: Timeline | Draft) -> None:
     """Add one to the engine requests of a request; those that are too many become one."""
-    context: Any = timeline.context
+    context: Any = request.context
     if getattr(context, "handed_over", None) is False:
         context.handed_over = True
-    engines.append(timeline)
+    engines.append(request)
     if len(engines) > 2 * CHILDREN_KEPT:
-        rest = engines[CHILDREN_KEPT:]
+        rest = timelines(engines)[CHILDREN_KEPT:]
         engines[CHILDREN_KEPT:] = [replace(rest[0], **several(rest), ended=rest[-1].ended)]
+
+
+def timelines(engines: list[Timeline | Draft]) -> list[Timeline]:
+    """Make timelines of the drafts among them, in their place; one that cannot be made is left out, and counted."""
+    made = [engine.timeline() if isinstance(engine, Draft) else engine for engine in engines]
+    found = [timeline for timeline in made if timeline is not None]
+    engines[:] = found
+    return found
 
 
 def several(engines: list[Timeline]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import engines, faults, outlet
 from otel_llm.config import Settings
-from otel_llm.engine_state import Emission
+from otel_llm.engine_state import Emission, Later
 from otel_llm.health import EngineStatus, Status
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 from otel_llm.pipeline import exit as process_exit
@@ -57,6 +57,8 @@ class _Active:
         from otel_llm.telemetry import context  # here: a request asks, and an import statement is dear
 
         self._applications = context.application_tracer_provider, context.application_meter_provider
+        self.traced = context.traced_by_application
+        """Whether the application has set a tracer provider: soon asked, at every request."""
 
     def build(self) -> _Live:
         from otel_llm.pipeline.providers import Pipeline, sdk_disabled
@@ -207,12 +209,17 @@ def emit(said: Emission) -> None:
     try:
         if isinstance(said, (Timeline, Draft)):
             edge = getattr(said.context, "edge", None)
-            request = said.timeline() if isinstance(said, Draft) and (edge is not None or _sinks) else said
-            if request is None or (edge is not None and edge.collect(request)):
+            if edge is not None and edge.collect(said):
+                return
+            request = said.timeline() if isinstance(said, Draft) and _sinks else said
+            if request is None:
                 return
             said = request
-        if _active is not None:
-            _live.get().take(said)
+        if (active := _active) is not None:
+            live = _live.get()
+            if not live.settled and active.traced():
+                live = _current_live() or live
+            live.take(said)
     except Exception as error:
         faults.swallow("emit", error)
     if isinstance(said, Timeline):
@@ -256,18 +263,11 @@ def _current_live() -> _Live | None:
 
 
 def _record(recorder: Recorder, said: Emission) -> None:
-    """
-    Record it, in whichever thread does that, unless the application has set a provider since.
-
-    That is asked here, not where it was told: the API looks into the environment for its answer.
-    """
+    """Record it, in whichever thread does that; and if the application has set a provider, let it have the next."""
+    recorder.record(said)
     live = _live.peek()
-    if live is not None and not live.settled and isinstance(said, (Timeline, Draft)):  # not at every step
-        live = _current_live()
-    if live is None or live.recorder is recorder:
-        recorder.record(said)
-    else:
-        live.take(said)
+    if live is not None and live.recorder is recorder and not live.settled and not isinstance(said, Later):
+        _current_live()
 
 
 def _retire(live: _Live | None) -> None:

@@ -33,11 +33,11 @@ class Draft(NamedTuple):
 
     context: object
     """What ``capture()`` returned in the caller's task."""
-    make: Callable[[], Timeline]
+    make: Callable[[], Timeline | None]
     swallow: Callable[[str, Exception], None]
 
     def timeline(self) -> Timeline | None:
-        """To be asked once. Never raises; None where it cannot be made, which is counted."""
+        """To be asked once. Never raises; None where there is none, or it cannot be made, which is counted."""
         try:
             return self.make()
         except Exception as error:

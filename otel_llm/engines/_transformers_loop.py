@@ -41,7 +41,7 @@ class Loop:
         """Whether the result of a step reaches the host one step later."""
         self.returned = 0
         self.sequences: Any = None
-        self.criteria = call.get("stopping_criteria")
+        self.criteria: Any = call.get("stopping_criteria")
         self.limit: int | None = config.max_length
         self._rows, self._start = call.get("input_ids").shape
         self._prompts = self._rows // max(config.num_beams or 1, config.num_return_sequences or 1)

@@ -187,7 +187,7 @@ class Exchange:
         server.ended, server.outcome, server.error_type = now, outcome, reason
         self._stamp()
         self._learn()
-        if not server.engines and not server.waiting and (outcome == "ok" or server.refusal is None):
+        if not server.reached and not server.waiting and (outcome == "ok" or server.refusal is None):
             server.settled = True
             return
         if outcome == "ok":
@@ -198,10 +198,10 @@ class Exchange:
     def _learn(self) -> None:
         method, path = self._scope.get("method"), self._scope.get("path", "")
         route = f"{method} {getattr(self._scope.get('route'), 'path', path)}"
-        engines = self._edge.engines
-        if engines:
-            if len(_reached) < _ROUTES_KEPT:
-                _reached[route] = (engines[0].engine, engines[0].operation)
+        if self._edge.reached:
+            if route not in _reached and len(_reached) < _ROUTES_KEPT:
+                for engine in self._edge.engines[:1]:
+                    _reached[route] = (engine.engine, engine.operation)
             return
         self._edge.refusal = _reached.get(route)
         state = getattr(self._scope.get("app"), "state", None)

@@ -13,6 +13,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from otel_llm import edge, faults
 
+_UNTIL_SET: Final = trace.ProxyTracerProvider()
 # W3C trace context alone: baggage from outside is never read.
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
@@ -69,6 +70,11 @@ def inject(context: Context) -> dict[str, str]:
     headers: dict[str, str] = {}
     _PROPAGATOR.inject(headers, context)
     return headers
+
+
+def traced_by_application() -> bool:
+    """Whether the service has set a tracer provider: as a proxy knows, without a look into the environment."""
+    return not isinstance(_UNTIL_SET.get_tracer("otel_llm"), trace.ProxyTracer)
 
 
 def application_tracer_provider() -> trace.TracerProvider | None:

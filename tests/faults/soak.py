@@ -144,9 +144,10 @@ async def drive(run: Run, url: str, seconds: float, toggle: Any) -> None:
 
 def tell(run: Run) -> None:
     said = run.looks[-1][1]
+    sent, lost = said["exported"]["spans"], said["dropped"]["spans"]
     print(
-        f"{sum(run.fates.values()):7} requests  {said['rss'] / 2**20:8.2f} MiB  {said['blocks']:9} blocks  {said['threads']:3} threads"
-        f"  {said['files']:3} files  {said['exported']['spans']:8} spans sent  {said['dropped']['spans']:6} lost",
+        f"{sum(run.fates.values()):7} requests  {said['rss'] / 2**20:8.2f} MiB  {said['blocks']:9} blocks"
+        f"  {said['threads']:3} threads  {said['files']:3} files  {sent:8} spans sent  {lost:6} lost",
         flush=True,
     )
 

@@ -95,7 +95,8 @@ def test_a_foreign_server_costs_nothing_but_the_pairing(
     assert sum(attempt.phases().values()) == attempt.duration
     assert attempt.answered is not None
     assert attempt.first_token is not None
-    assert 0.1e9 < attempt.first_token - attempt.answered < 0.2e9  # after keep-alive and role, 50 ms each
+    # After keep-alive and role, 50 ms each, of a head that is seen a moment after it was sent.
+    assert 0.09e9 < attempt.first_token - attempt.answered < 0.2e9
     assert seen[0]["traceparent"]
 
 
