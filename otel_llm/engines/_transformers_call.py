@@ -55,8 +55,7 @@ class Generation(Recording):
             swallow=probe.breaker.swallow,
         )
         here, pipeline = errand.get(), scope.get()
-        waited = None if here is None else here.waited()
-        wait: tuple[int | None, int] = waited or (None, self.received)
+        wait: tuple[int | None, int] = (here.waited() if here else None) or (None, self.received)
         self._submitted, self._scheduled = wait
         self._asked = None if pipeline is None else pipeline.take()
         if self._asked is not None and self._submitted is None:

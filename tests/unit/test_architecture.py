@@ -26,7 +26,7 @@ ARROWS = {
     "recording": {"faults", "timeline"},
     "engine_state": {"recording", "timeline"},
     "streams": {"faults"},
-    "edge": {"pairing", "timeline"},
+    "edge": {"faults", "pairing", "recording", "timeline"},
     "outlet": {"engine_state", "patching"},
     "servers": {"edge", "faults", "outlet", "pairing", "patching", "routes", "servers", "sse", "tcp", "timeline"},
     "clients": {
