@@ -10,9 +10,11 @@ several processes that watch one engine add up.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
+from weakref import WeakSet
 
 from otel_llm.recording import Draft, TokenGaps
 from otel_llm.timeline import Timeline
@@ -77,7 +79,7 @@ class Later:
     providers record at once, so does this.
     """
 
-    __slots__ = ("_announced", "_emit", "_kept", "_place", "_swallow", "read")
+    __slots__ = ("__weakref__", "_announced", "_emit", "_kept", "_place", "_swallow", "read")
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class Later:
         self._emit, self.read, self._place, self._swallow = emit, read, place, swallow
         self._kept: deque[Any] = deque(maxlen=LATER_LIMIT)
         self._announced = False
+        _laters.add(self)
 
     def keep(self, told: Any) -> None:
         """To be read later, in this order."""
@@ -113,6 +116,18 @@ class Later:
                 self._swallow(self._place, error)
         return found
 
+
+_laters: Final[WeakSet[Later]] = WeakSet()
+
+
+def _forget() -> None:
+    """In a forked child: what was kept is the parent's to tell, and nobody has been told of what comes."""
+    for later in _laters:
+        later._kept.clear()
+        later._announced = False
+
+
+os.register_at_fork(after_in_child=_forget)
 
 Emission = Timeline | Draft | TokenGaps | EngineState | EngineStep | Later
 """What an engine file emits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 from otel_llm.engine_state import LATER_LIMIT, EngineState, Later
@@ -82,3 +83,16 @@ def test_two_may_read_at_once() -> None:
     listener.later.told()
     assert sorted(listener.read) == [1, 2, 3]
     assert listener.errors == []
+
+
+def test_a_forked_child_tells_its_own_steps_only() -> None:
+    """Seen red without ``_forget``: nobody was told in the child, and the parent's step was told twice."""
+    listener = Listener()
+    listener.later.keep(1)
+    child = os.fork()
+    if child == 0:
+        listener.later.keep(2)
+        told = [said.rank for said in listener.later.told() if isinstance(said, EngineState)]
+        os._exit(0 if (listener.announced, told) == (2, [2]) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [said.rank for said in listener.later.told() if isinstance(said, EngineState)] == [1]
