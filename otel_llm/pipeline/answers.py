@@ -1,27 +1,33 @@
 """
-The HTTP session of the exporters: answers are read up to a limit, forks are survived.
+The HTTP session of the exporters: answers are read up to limits of size and time, forks are survived.
 
-The OTLP exporters over HTTP read whatever body they are answered with; the one
-that OTLP defines has some hundred bytes. Over gRPC the channel has a limit.
+The OTLP exporters over HTTP read whatever body they are answered with, as long
+as a byte of it comes within each timeout; the one that OTLP defines has some
+hundred bytes. Over gRPC the channel has a limit, and a call a deadline.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import time
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 
-ANSWER_LIMIT = 64 * 2**10
+ANSWER_LIMIT = 16 * 2**10
 """Longest body of an answer that is read, bytes."""
 
-_PIECE = 8192
+ANSWER_SECONDS = 10.0
+"""Longest time for which a body is read where the exporter sets none; what it sets for a request counts here again."""
+
+_PIECE = 1
+"""Bytes that are waited for between looks at the clock, 5 µs each; the usual answer has none, or two."""
 
 
 class TooLong(requests.RequestException):
-    """The answer is no answer to an OTLP request. No exporter tries again after it."""
+    """The answer, by its size or its pace, is none to an OTLP request. No exporter tries again after it."""
 
 
 class _Idle(queue.LifoQueue[Any]):
@@ -66,10 +72,12 @@ class _Adapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
         """Read the whole body, as a session does by itself if it is not streamed. Raises TooLong."""
         response = super().send(request, *args, **options)
+        timeout = options.get("timeout")
+        late = time.monotonic() + (timeout if isinstance(timeout, (int, float)) else ANSWER_SECONDS)
         body = bytearray()
         for piece in response.iter_content(_PIECE):  # as unpacked: a small body may hold a large one
             body += piece
-            if len(body) > ANSWER_LIMIT:
+            if len(body) > ANSWER_LIMIT or time.monotonic() > late:
                 response.close()
                 raise TooLong(response=response)
         response._content = bytes(body)

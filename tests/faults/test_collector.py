@@ -6,14 +6,19 @@ Each test is a program in a process of its own against a collector with one faul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otel_llm.pipeline import answers
 from otel_llm.report import otlp
 from tests.faults.collectors import FAULTS, PROTOCOLS, SLOW_SECONDS, Collector, collector
 from tests.faults.programs import EXIT_LIMIT, EXIT_SLACK, EXIT_TIMED, counted, finish, nobody, start
@@ -124,6 +129,28 @@ def test_a_faulty_collector_harms_no_request_and_its_losses_are_counted(
         (line,) = found.log
         assert line.startswith("otel_llm: ")
         assert "are being lost" in line
+
+
+def test_an_answer_that_trickles_is_given_up() -> None:
+    """Seen red with pieces of 8192 bytes, each of which is waited for as long as a byte of it comes now and then."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 1000\r\n\r\n"
+
+    def trickle() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(head)
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.2)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        begin = time.monotonic()
+        with pytest.raises(answers.TooLong):
+            answers.session().post(f"http://127.0.0.1:{listener.getsockname()[1]}", data=b"spans", timeout=1)
+        assert time.monotonic() - begin < 3
+        thread.join()
 
 
 def test_what_is_lost_though_it_arrived_had_no_answer_in_time(tmp_path: Path) -> None:
