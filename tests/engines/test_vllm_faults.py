@@ -24,7 +24,7 @@ from tests.engines.vllm_live import POSITIONS, LiveEngine, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.expects_faults]
 REQUESTS = 30
-PLACES = {"the stream": (Request, ("started", "item", "ended")), "the sample": (Sample, ("event", "timeline"))}
+PLACES = {"the stream": (Request, ("started", "item", "ended")), "the sample": (Sample, ("told", "timeline"))}
 
 
 @pytest.fixture(scope="module")
