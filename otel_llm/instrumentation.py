@@ -44,6 +44,8 @@ class _Live:
     pipeline: Pipeline | None
     settled: bool
     """Whether the application's providers, or explicit ones, serve both signals."""
+    outdated: bool = False
+    """Whether the application has set a provider since."""
 
 
 class _Active:
@@ -211,13 +213,12 @@ def emit(said: Emission) -> None:
             edge = getattr(said.context, "edge", None)
             if edge is not None and edge.collect(said):
                 return
-            request = said.timeline() if isinstance(said, Draft) and _sinks else said
-            if request is None:
+            if (request := said.timeline() if isinstance(said, Draft) and _sinks else said) is None:
                 return
             said = request
         if (active := _active) is not None:
             live = _live.get()
-            if not live.settled and active.traced():
+            if live.outdated or (not live.settled and active.traced()):
                 live = _current_live() or live
             live.take(said)
     except Exception as error:
@@ -263,11 +264,11 @@ def _current_live() -> _Live | None:
 
 
 def _record(recorder: Recorder, said: Emission) -> None:
-    """Record it, in whichever thread does that; and if the application has set a provider, let it have the next."""
+    """Record it, and note whether the next is the application's. Builds nothing: the process may be at its end."""
     recorder.record(said)
-    live = _live.peek()
-    if live is not None and live.recorder is recorder and not live.settled and not isinstance(said, Later):
-        _current_live()
+    active, live = _active, _live.peek()
+    if active is not None and live is not None and live.recorder is recorder and not isinstance(said, Later):
+        live.outdated = not live.settled and any(active.follows())
 
 
 def _retire(live: _Live | None) -> None:
