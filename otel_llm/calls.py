@@ -119,23 +119,22 @@ def glancing(
     """Take the place of a method."""
     positions = _positions(original)
 
-    @functools.wraps(original)
-    def before_it(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def look(instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
             if breaker.closed:
-                glance(Call(positions, self, args, kwargs))
+                glance(Call(positions, instance, args, kwargs))
         except Exception as error:
             breaker.swallow(place, error)
+
+    @functools.wraps(original)
+    def before_it(self: Any, *args: Any, **kwargs: Any) -> Any:
+        look(self, args, kwargs)
         return original(self, *args, **kwargs)
 
     @functools.wraps(original)
     def after_it(self: Any, *args: Any, **kwargs: Any) -> Any:
         value = original(self, *args, **kwargs)
-        try:
-            if breaker.closed:
-                glance(Call(positions, self, args, kwargs))
-        except Exception as error:
-            breaker.swallow(place, error)
+        look(self, args, kwargs)
         return value
 
     return after_it if after else before_it

@@ -162,7 +162,7 @@ class ServerEdge:
         """Where the time went up to now, for the client; None while an engine is still at work."""
         if not self._engines or self.waiting:
             return None
-        timeline = self._joined(self._engines[0].context)
+        timeline = self._joined(None)
         if timeline is None:
             return None
         phases: dict[str, int] = {}
@@ -172,6 +172,7 @@ class ServerEdge:
         return ServerTiming(phases, timeline.engine, body, token, timeline.stall if peer_limited else 0)
 
     def _joined(self, context: object) -> Timeline | None:
+        """``context`` is that of a request that reached no engine."""
         engines = self.engines
         stamps: dict[str, Any] = {
             "arrived": self.arrived,
@@ -235,8 +236,7 @@ def keep(engines: list[Timeline | Draft], request: Timeline | Draft) -> None:
     if getattr(context, "handed_over", None) is False:
         context.handed_over = True
     engines.append(request)
-    if len(engines) > 2 * CHILDREN_KEPT:
-        rest = timelines(engines)[CHILDREN_KEPT:]
+    if len(engines) > 2 * CHILDREN_KEPT and (rest := timelines(engines)[CHILDREN_KEPT:]):
         engines[CHILDREN_KEPT:] = [replace(rest[0], **several(rest), ended=rest[-1].ended)]
 
 

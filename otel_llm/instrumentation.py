@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import engines, faults, outlet
 from otel_llm.config import Settings
-from otel_llm.engine_state import Emission, Later
+from otel_llm.engine_state import Emission
 from otel_llm.health import EngineStatus, Status
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 from otel_llm.pipeline import exit as process_exit
@@ -59,8 +59,8 @@ class _Active:
         from otel_llm.telemetry import context  # here: a request asks, and an import statement is dear
 
         self._applications = context.application_tracer_provider, context.application_meter_provider
-        self.traced = context.traced_by_application
-        """Whether the application has set a tracer provider: soon asked, at every request."""
+        self.traced: Callable[[], bool] = context.traced_by_application if tracer_provider is None else bool
+        """Whether the application has set a tracer provider that counts: soon asked, at every request."""
 
     def build(self) -> _Live:
         from otel_llm.pipeline.providers import Pipeline, sdk_disabled
@@ -218,7 +218,8 @@ def emit(said: Emission) -> None:
             said = request
         if (active := _active) is not None:
             live = _live.get()
-            if live.outdated or (not live.settled and active.traced()):
+            asks = isinstance(said, (Timeline, Draft))  # not at every step
+            if asks and (live.outdated or (not live.settled and active.traced())):
                 live = _current_live() or live
             live.take(said)
     except Exception as error:
@@ -267,7 +268,7 @@ def _record(recorder: Recorder, said: Emission) -> None:
     """Record it, and note whether the next is the application's. Builds nothing: the process may be at its end."""
     recorder.record(said)
     active, live = _active, _live.peek()
-    if active is not None and live is not None and live.recorder is recorder and not isinstance(said, Later):
+    if active is not None and live is not None and live.recorder is recorder and isinstance(said, (Timeline, Draft)):
         live.outdated = not live.settled and any(active.follows())
 
 

@@ -35,8 +35,7 @@ class Scope:
 
     def take(self) -> int | None:
         """When the preparation of the request that now begins had begun, if it was seen."""
-        if self._held is not None:  # a pipeline that generates again: what it held was over
-            self.end(None)
+        self.end(None)  # a pipeline that generates again: what it held was over
         began, self.began = self.began, None
         return began
 

@@ -175,7 +175,7 @@ def test_what_is_lost_though_it_arrived_had_no_answer_in_time(tmp_path: Path) ->
         exported, dropped = map(int, output.split())
         unanswered = sum(1 for body in to.unanswered for _ in otlp.spans(body))
         assert (exported, len(to.receiver.spans())) == (0, unanswered)
-        assert unanswered >= dropped > 0
+        assert unanswered >= dropped > 0  # more, where time was left to send them once more
 
 
 @pytest.mark.parametrize("protocol", [PROTOCOLS[0], pytest.param(PROTOCOLS[1], marks=pytest.mark.slow)])

@@ -94,6 +94,19 @@ def test_engine_requests_that_are_too_many_become_one() -> None:
     assert len(timeline.children) == edge.CHILDREN_KEPT
 
 
+def test_many_that_cannot_be_made_leave_the_others() -> None:
+    """Seen to fail without a look at whether any is left to become one."""
+    emitted: list[Draft] = []
+    engine, server = Engine(), served(emitted)
+    for timeline in (ENGINE, *[None] * 3 * edge.CHILDREN_KEPT):
+        assert server.collect(engine.draft(timeline))
+    server.report()
+    timeline = emitted[0].timeline()
+    assert timeline is not None
+    assert timeline.output_tokens == 2
+    assert len(engine.hidden) == 3 * edge.CHILDREN_KEPT
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_one_that_cannot_be_made_is_counted_and_left_out(others: int) -> None:
     emitted: list[Draft] = []

@@ -213,10 +213,10 @@ def test_a_glance_sees_arguments_by_name_and_undo_is_exact(inherited: bool, afte
 @pytest.mark.parametrize("after", [False, True])
 def test_a_glance_is_before_the_call_or_after_one_that_returned(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(Host, "method", lambda _self: order.append("the host's"))
+    monkeypatch.setattr(Host, "method", lambda _self, _a: order.append("the host's"))
     paths = [f"{HOST}:Host.{name}" for name in ("method", "fails")]
     armed = patcher(*(Hook((path,), glance=lambda _call: order.append("ours"), after=after) for path in paths))
-    Host().method()  # type: ignore[call-arg]
+    Host().method(1)
     with pytest.raises(KeyError):
         Host().fails()
     armed.undo()
