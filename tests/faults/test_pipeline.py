@@ -62,3 +62,42 @@ def test_the_applications_providers_are_used_even_if_they_come_later(receiver: R
     names = [span.name for span in roots(receiver)]
     assert names == ["text_completion before"]
     assert sum(counted(receiver)) == 2  # metrics stay with the pipeline that serves them
+
+
+def test_a_meter_provider_that_comes_alone_is_noticed(receiver: Receiver) -> None:
+    """Seen to fail where only a tracer provider is asked for: its reader found nothing."""
+    program = """
+    from opentelemetry import metrics
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    otel_llm.instrument()
+    one()
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider([reader]))
+    deadline = time.monotonic() + 20
+    while reader.get_metrics_data() is None and time.monotonic() < deadline:
+        one()
+        time.sleep(0.1)
+    assert reader.get_metrics_data() is not None
+    """
+    _, errors = finish(process := start(program, receiver.url))
+    assert process.returncode == 0, errors
+
+
+def test_a_provider_that_does_not_count_is_not_asked_at_every_request(receiver: Receiver) -> None:
+    """Explicit providers come first. Seen to fail where the application's was asked for a tracer all the same."""
+    program = """
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    class Asked(TracerProvider):
+        times = 0
+        def get_tracer(self, *args, **kwargs):
+            Asked.times += 1
+            return super().get_tracer(*args, **kwargs)
+    trace.set_tracer_provider(Asked())
+    otel_llm.instrument(tracer_provider=TracerProvider())
+    for _ in range(20): one()
+    assert Asked.times == 0, Asked.times
+    """
+    _, errors = finish(process := start(program, receiver.url))
+    assert process.returncode == 0, errors
