@@ -1,8 +1,9 @@
 """
 What happens around one call of a wrapped function: only the host's exceptions pass.
 
-A body stands around the call, a glance before it or after it. All are given
-the call's arguments by name, whatever their order is in the installed version.
+A body stands around the call; where calls are many, one look before it or one
+after it, or both, cost a third of that. All are given the call's arguments by
+name, whatever their order is in the installed version.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ _NOWHERE: Final = sys.maxsize
 
 
 class Call:
-    """One call of a wrapped function, its arguments by name."""
+    """One call of a wrapped function: its arguments by name and, for a look after it, how it ended."""
 
-    __slots__ = ("_positions", "args", "instance", "kwargs")
+    __slots__ = ("_positions", "args", "error", "instance", "kept", "kwargs", "value")
 
     def __init__(
         self, positions: Mapping[str, int], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -30,6 +31,11 @@ class Call:
         self.instance = instance
         self.args = args
         self.kwargs = kwargs
+        self.kept: Any = None
+        """What the look before it keeps for the one after it."""
+        self.value: Any = None
+        """What it returned; what the look after it puts here takes its place (for proxies around iterators)."""
+        self.error: BaseException | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument of this name, or the default if the caller left it out."""
@@ -62,8 +68,8 @@ repeat it or swallow its exception. What the body returns, unless None,
 replaces the result (for proxies around iterators).
 """
 
-Glance = Callable[[Call], None]
-"""Looks at a call before it is made, or after it has returned: it costs a quarter of a body that does nothing."""
+Look = Callable[[Call], None]
+"""Looks at a call before it is made, or once it has ended. One that fails before it is not followed by the other."""
 
 
 def _positions(original: Any) -> dict[str, int]:
@@ -113,28 +119,40 @@ def _resume(steps: Generator[None, Returned, Any], returned: Returned, breaker: 
     return None
 
 
-def glancing(
-    glance: Glance, original: Callable[..., Any], place: str, breaker: faults.Breaker, *, after: bool = False
+def looking(
+    before: Look | None, after: Look | None, original: Callable[..., Any], place: str, breaker: faults.Breaker
 ) -> Callable[..., Any]:
     """Take the place of a method."""
     positions = _positions(original)
 
-    def look(instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    @functools.wraps(original)
+    def looked_at(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not breaker.closed:
+            return original(self, *args, **kwargs)
+        call = Call(positions, self, args, kwargs)
+        if before is not None:
+            try:
+                before(call)
+            except Exception as fault:
+                breaker.swallow(place, fault)
+                return original(self, *call.args, **call.kwargs)
+        if after is None:
+            return original(self, *call.args, **call.kwargs)
         try:
-            if breaker.closed:
-                glance(Call(positions, instance, args, kwargs))
-        except Exception as error:
-            breaker.swallow(place, error)
-
-    @functools.wraps(original)
-    def before_it(self: Any, *args: Any, **kwargs: Any) -> Any:
-        look(self, args, kwargs)
-        return original(self, *args, **kwargs)
-
-    @functools.wraps(original)
-    def after_it(self: Any, *args: Any, **kwargs: Any) -> Any:
-        value = original(self, *args, **kwargs)
-        look(self, args, kwargs)
+            value = call.value = original(self, *call.args, **call.kwargs)
+        except BaseException as error:
+            call.error = error
+            try:
+                after(call)
+            except Exception as fault:
+                breaker.swallow(place, fault)
+            call.error = None  # its traceback holds this frame, and so the call
+            raise
+        try:
+            after(call)
+            value = call.value
+        except Exception as fault:
+            breaker.swallow(place, fault)
         return value
 
-    return after_it if after else before_it
+    return looked_at

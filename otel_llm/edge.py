@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from otel_llm import faults
@@ -57,9 +56,9 @@ class Delivery(NamedTuple):
     """Nanoseconds in which the peer's full receive buffer held up sending."""
 
 
-class ServerEdge:
+class ServerEdge(Draft):
     """
-    One HTTP request in flight. All stamps are monotonic nanoseconds.
+    One HTTP request in flight, then the draft of it. All stamps are monotonic nanoseconds.
 
     ``emit`` takes the draft of the joined timeline; ``capture`` is asked for a
     context when no engine was reached; ``headers`` are the trace headers of the
@@ -72,7 +71,7 @@ class ServerEdge:
         capture: Callable[[Mapping[str, str] | None], object],
         headers: Mapping[str, str],
     ) -> None:
-        self.headers = headers
+        self.headers, self.swallow = headers, faults.swallow
         self.arrived: int | None = None
         self.parsed: int | None = None
         self.received: int | None = None
@@ -151,18 +150,18 @@ class ServerEdge:
         if self.ended is None:
             self.ended = time.monotonic_ns()
         if self._engines:
-            context = self._engines[0].context
+            self.context = self._engines[0].context
         elif self.refusal is None or self.outcome == "ok":
             return
         else:
-            context = self._capture(self.headers)
-        self._emit(Draft(context, partial(self._joined, context), faults.swallow))
+            self.context = self._capture(self.headers)
+        self._emit(self)
 
     def timing(self, peer_limited: bool) -> ServerTiming | None:
         """Where the time went up to now, for the client; None while an engine is still at work."""
         if not self._engines or self.waiting:
             return None
-        timeline = self._joined(None)
+        timeline = self.make()
         if timeline is None:
             return None
         phases: dict[str, int] = {}
@@ -171,8 +170,8 @@ class ServerEdge:
         body, token = (None if at is None else at - timeline.start for at in (self.first_body, self.first_token))
         return ServerTiming(phases, timeline.engine, body, token, timeline.stall if peer_limited else 0)
 
-    def _joined(self, context: object) -> Timeline | None:
-        """``context`` is that of a request that reached no engine."""
+    def make(self) -> Timeline | None:
+        """See ``Draft``."""
         engines = self.engines
         stamps: dict[str, Any] = {
             "arrived": self.arrived,
@@ -191,7 +190,7 @@ class ServerEdge:
                 outcome=self.outcome,
                 error_type=self.error_type,
                 wall_offset=self._wall_offset,
-                context=context,
+                context=self.context,
             )
         marks = several(engines) if len(engines) > 1 else {}
         outcome, error_type = self._ending(engines)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from otel_llm import faults, tested
-from otel_llm.calls import Body, Call, Glance, Returned, driver, glancing
+from otel_llm.calls import Body, Call, Look, Returned, driver, looking
 from otel_llm.engine_state import Emit
 
-__all__ = ["Body", "Call", "Capture", "Engine", "Hook", "Patch", "Patcher", "Probe", "Returned", "resolve"]
+__all__ = ["Body", "Call", "Capture", "Engine", "Hook", "Look", "Patch", "Patcher", "Probe", "Returned", "resolve"]
 
 Ready = Callable[[], bool]
 
@@ -55,10 +55,9 @@ class Hook:
     targets: tuple[str, ...]
     """``module:Class.method``, preferred first; the first that resolves is wrapped."""
     body: Body | None = None
-    glance: Glance | None = None
-    """Instead of a body, where one look at the arguments is enough."""
-    after: bool = False
-    """Whether the glance is at calls that have returned; there is none at one that raised."""
+    before: Look | None = None
+    after: Look | None = None
+    """Instead of a body, one of these or both, at a method that every request or step comes by."""
     replacement: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """
     Instead of a body, for calls per token: given the original, returns a plain
@@ -188,11 +187,10 @@ class Patcher:
         where = hook.targets[0].rpartition(":")[2]
         if hook.body is not None:
             wrapper: Any = wrapt.FunctionWrapper(original, driver(hook.body, original, where, self.breaker))
-        elif hook.glance is not None:
-            wrapper = glancing(hook.glance, original, where, self.breaker, after=hook.after)
-        else:
-            assert hook.replacement is not None
+        elif hook.replacement is not None:
             wrapper = hook.replacement(original)
+        else:
+            wrapper = looking(hook.before, hook.after, original, where, self.breaker)
         self._patches.append(Patch(parent, attribute, vars(parent).get(attribute), wrapper))
         setattr(parent, attribute, wrapper)
         self._wrapped.append(hook.targets[0])

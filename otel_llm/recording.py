@@ -8,11 +8,11 @@ stamps that they have seen; the result is a ``Timeline``, emitted once, as a
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from otel_llm import faults
 from otel_llm.timeline import Outcome, Timeline, merged, wall_offset
@@ -28,12 +28,13 @@ class TokenGaps:
     """Seconds between two consecutive outputs of a request, and how many were that long."""
 
 
-class Draft(NamedTuple):
+class Draft:
     """A request that has ended; its timeline is made by whoever records it, beside the serving thread if he can."""
 
-    context: object
+    context: object = None
     """What ``capture()`` returned in the caller's task."""
     make: Callable[[], Timeline | None]
+    """Make it, once; None where there is nothing to tell."""
     swallow: Callable[[str, Exception], None]
 
     def timeline(self) -> Timeline | None:
@@ -45,8 +46,12 @@ class Draft(NamedTuple):
             return None
 
 
-class Recording:
-    """One request of one engine, from its arrival in the process to its end."""
+class Recording(Draft):
+    """One request of one engine, from its arrival in the process to its end; from then on its own draft."""
+
+    _outcome: Outcome
+    _error_type: str | None
+    _marks: dict[str, Any]
 
     def __init__(
         self,
@@ -62,41 +67,44 @@ class Recording:
         """``swallow`` is given the errors of what is read late, after the hook that closed the request."""
         self.received = time.monotonic_ns()
         self.open = True
-        self._emit, self._swallow = emit, swallow
-        self._fixed: dict[str, Any] = {
-            "engine": engine,
-            "operation": operation,
-            "model": model,
-            "request_id": request_id,
-            "context": context,
-            "wall_offset": wall_offset(),
-        }
+        self.engine, self.operation, self.model, self.request_id = engine, operation, model, request_id
+        self.context, self.swallow, self._emit = context, swallow, emit
 
     def sample(self, *, ended: int, **marks: Any) -> Timeline:
         """One of several samples of this request, as a timeline of its own."""
         return Timeline(**self._fixed, ended=ended, **marks)
 
-    def close(
-        self, outcome: Outcome, error_type: str | None, late: Callable[[], Mapping[str, Any]] = dict, **marks: Any
-    ) -> None:
+    def close(self, outcome: Outcome, error_type: str | None, **marks: Any) -> None:
         """
         End the request now, unless it has ended, and emit it.
 
-        The marks are fields of ``Timeline``, and ``samples``, at whose stamps
-        it is cut. ``late`` gives those that can be read at any time from now
-        on: it runs once or never, in whichever thread records.
+        The marks are fields of ``Timeline``, and ``samples``, at whose stamps it is cut.
         """
         if not self.open:
             return
         self.open = False
-        marks.setdefault("ended", time.monotonic_ns())
-        self._emit(
-            Draft(self._fixed["context"], partial(self._timeline, outcome, error_type, late, marks), self._swallow)
-        )
+        if "ended" not in marks:
+            marks["ended"] = time.monotonic_ns()
+        self._outcome, self._error_type, self._marks = outcome, error_type, marks
+        self._emit(self)
 
-    def _timeline(
-        self, outcome: Outcome, error_type: str | None, late: Callable[[], Mapping[str, Any]], marks: dict[str, Any]
-    ) -> Timeline:
-        ending = {"received": self.received, "outcome": outcome, "error_type": error_type}
-        found = {**late(), **marks}
+    def late(self) -> Mapping[str, Any]:
+        """More marks, which can be read at any time from the end on: once or never, in whichever thread records."""
+        return {}
+
+    def make(self) -> Timeline:
+        """See ``Draft``."""
+        found = {**self.late(), **self._marks}
+        ending = {"received": self.received, "outcome": self._outcome, "error_type": self._error_type}
         return Timeline(**{**self._fixed, **ending, **merged(found.pop("samples", ())), **found})
+
+    @functools.cached_property
+    def _fixed(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine,
+            "operation": self.operation,
+            "model": self.model,
+            "request_id": self.request_id,
+            "context": self.context,
+            "wall_offset": wall_offset(),
+        }

@@ -116,7 +116,7 @@ def _hooks(package: str) -> Iterator[Hook]:
 def _finding(hook: Hook, sources: Sources) -> Finding:
     found = next((target for target in hook.targets if sources.resolve(target) is not None), None)
     unread: tuple[str, ...] = ()
-    if found is not None and (hook.body or hook.glance) is not None:
+    if found is not None and hook.replacement is None:
         function = sources.resolve(found)
         assert function is not None
         arguments = function.args
@@ -126,11 +126,11 @@ def _finding(hook: Hook, sources: Sources) -> Finding:
 
 
 def _read(hook: Hook) -> set[str]:
-    """Names that the body or the glance reads without a default, at once or later, from its source."""
-    reads = hook.body or hook.glance
-    assert reads is not None
-    late = [held.read for held in inspect.getclosurevars(reads).nonlocals.values() if isinstance(held, Later)]
-    trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in (reads, *late)]
+    """Names that the body or the looks read without a default, at once or later, from their source."""
+    reads = [function for function in (hook.body, hook.before, hook.after) if function is not None]
+    held = [value for function in reads for value in inspect.getclosurevars(function).nonlocals.values()]
+    late = [value.read for value in held if isinstance(value, Later)]
+    trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in (*reads, *late)]
     names = set()
     for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 1:

@@ -35,7 +35,7 @@ class Batched(Recording):
 
     def attach(self, state: Any) -> None:
         """The library has made its state of this request."""
-        self._fixed["request_id"] = state.request_id
+        self.request_id = state.request_id
         self.expected = 1 + state.num_children
         sample = Sample(self, state.request_id, len(state.initial_tokens))
         self.samples.append(sample)

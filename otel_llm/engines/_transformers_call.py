@@ -3,72 +3,115 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
 
 from otel_llm.engines import _transformers_device
-from otel_llm.engines._transformers_loop import Counts, Kind, Loop
+from otel_llm.engines._transformers_counts import Kind
+from otel_llm.engines._transformers_loop import Loop
+from otel_llm.engines._transformers_marks import marks
 from otel_llm.engines._transformers_model import model_name, operation, writes_text
 from otel_llm.engines._transformers_pipeline import scope
 from otel_llm.engines._transformers_threads import carried, errand
-from otel_llm.patching import Call, Probe
+from otel_llm.patching import Call, Look, Probe
 from otel_llm.recording import Recording
-from otel_llm.timeline import Timeline, ending
+from otel_llm.timeline import AttributeValue, ending
 
 current: Final[ContextVar[Generation | None]] = ContextVar("otel_llm_transformers_generation", default=None)
 """The call of ``generate`` that runs in this thread."""
+
+stamping: Final[ContextVar[Callable[[int], object] | None]] = ContextVar("otel_llm_transformers_stamps", default=None)
+"""Takes the moment at which the loop that runs in this thread was done with a step."""
 
 
 class Generation(Recording):
     """One call of ``generate``, whatever the number of rows: they start and return together."""
 
+    loop: Loop | None = None
+    """The decoding method that runs now."""
+    muted = False
+    """While another ``generate`` runs inside this one."""
+    draft = 0
+    """Nanoseconds in the ``generate`` of assistants."""
+    _asked: int | None = None
+    _submitted: int | None = None
+
     def __init__(self, call: Call, probe: Probe, *, direct: bool = False) -> None:
-        self.model: Any = call.instance
-        """Until it ends: whoever drops a model wants its memory back."""
-        self.loop: Loop | None = None
-        """The decoding method that runs now."""
+        model = self.instance = call.instance
         self.stamps: list[int] = []
-        """Of the running or last loop; of a custom one that has no decoding method."""
-        self.muted = False
-        """While another ``generate`` runs inside this one."""
-        self.device: _transformers_device.Device | None = None
-        """Of the running or last loop, where device timing is on."""
-        self.draft = 0
-        """Nanoseconds in the ``generate`` of assistants."""
-        inputs = call.get("inputs")
-        given = call.get("input_ids") if inputs is None else inputs
-        self._given = given.shape[1] if getattr(given, "ndim", 0) == 2 else None
-        text = writes_text(call.instance)
+        """Of a custom loop, which has no decoding method."""
+        self._loops: list[Loop] = []
+        text = writes_text(model)
         self._counted = text and not direct
         """Whether a row of ids is a text: codes of sound have rows and lengths of other meaning."""
         self._custom = call.get("custom_generate") is not None
-        self._loops: list[Loop] = []
-        self._breaker, self._device_timing = probe.breaker, probe.device_timing
+        self._inputs = call.get("inputs")
+        if self._inputs is None:
+            self._inputs = call.get("input_ids")
+        self._probe = probe
         super().__init__(
             probe.emit,
             engine="transformers",
             operation=operation(call, text=text),
-            model=model_name(call.instance),
+            model=model_name(model),
             request_id=None,
             context=probe.capture(carried=carried(call.get("streamer"))),
             swallow=probe.breaker.swallow,
         )
-        here, pipeline = errand.get(), scope.get()
-        wait: tuple[int | None, int] = (here.waited() if here else None) or (None, self.received)
-        self._submitted, self._scheduled = wait
-        self._asked = None if pipeline is None else pipeline.take()
-        if self._asked is not None and self._submitted is None:
-            self._submitted = self._scheduled  # what came before was the pipeline's own work
+        self._scheduled = self.received
+        if (here := errand.get()) is not None and (wait := here.waited()) is not None:
+            self._submitted, self._scheduled = wait
+        if (pipeline := scope.get()) is not None:
+            self._asked = pipeline.take()
+            if self._asked is not None and self._submitted is None:
+                self._submitted = self._scheduled  # what came before was the pipeline's own work
 
-    def enter(self, call: Call, kind: Kind) -> Loop:
-        """A decoding method begins."""
-        loop = Loop(call, kind, self._given)
-        self._loops.append(loop)
-        self.loop, self.stamps = loop, loop.stamps
+    def entered(self) -> Look:
+        """``generate`` begins; return what to do when it has ended."""
+        tokens = current.set(self), stamping.set(self.stamps.append)
+
+        def left(call: Call) -> None:
+            current.reset(tokens[0])
+            stamping.reset(tokens[1])
+            self.ended(call.error)
+
+        return left
+
+    def nested(self, model: Any) -> Look | None:
+        """Another ``generate`` begins inside this one: of an assistant, or the same on its way to a custom loop."""
+        draft = self.loop is not None
+        if self.muted or (model is self.instance and not draft):
+            return None
+        self.muted, begin, token = True, time.monotonic_ns(), stamping.set(None)
+
+        def left(_call: Call) -> None:
+            self.muted = False
+            stamping.reset(token)
+            if draft:
+                self.draft += time.monotonic_ns() - begin
+
+        return left
+
+    def decoding(self, call: Call, kind: Kind, beyond: Look | None = None) -> Look:
+        """A decoding method begins; return what to do when it has ended, ``beyond`` last."""
         # A beam search launches more after the last moment at which it is seen.
-        self.device = _transformers_device.of(call.instance) if self._device_timing and kind != "beam" else None
-        return loop
+        timed = self._probe.device_timing and kind != "beam"
+        device = _transformers_device.of(call.instance) if timed else None
+        loop = self.loop = Loop(call, kind, self._inputs, device, self.swallow)
+        self._loops.append(loop)
+        token = stamping.set(loop.stamp)
+
+        def left(call: Call) -> None:
+            stamping.reset(token)
+            self.loop = None
+            if call.error is None:
+                loop.end(call.value)
+            if beyond is not None:
+                beyond(call)
+
+        return left
 
     def ended(self, error: BaseException | None) -> None:
         """``generate`` has returned or raised: only now is anything counted, and the device asked."""
@@ -76,75 +119,28 @@ class Generation(Recording):
         outcome, reason = ending(error, accepted=bool(self._loops) or self._custom)
         if reason == "_GenerationCancelled":  # the client of `transformers serve` has gone
             outcome, reason = "abort", "cancelled"
-        counts = []
+        attributes: dict[str, AttributeValue] = {}
+        if self.draft:
+            attributes["otel_llm.engine.draft_time"] = self.draft / 1e9
         for loop in self._loops:
-            counts.append(self._counts(loop) if error is None else loop.cut())
-            loop.release()
-        device = {}
-        if error is None and self.device is not None and len(self._loops) == 1 and not self._loops[0].deferred:
-            device = self.device.attributes()
-        self.model = self.device = None
-        late = partial(self._finished if error is None else self._cut, counts, device)
-        marks = {"received": self._asked, "submitted": self._submitted, "scheduled": self._scheduled, "ended": now}
+            try:
+                loop.settle(counted=self._counted, failed_after=None if error is None else len(loop.ready))
+            except Exception as fault:
+                self.swallow("counts", fault)
+            device, loop.device = loop.device, None
+            if error is None and device is not None and len(self._loops) == 1 and not loop.deferred:
+                attributes.update(device.attributes())
+        self.instance = self._inputs = None
+        self._finished = error is None
+        self._known = {"attributes": attributes, "cut_known": self._finished or bool(self._loops) or not self._custom}
+        known = {"received": self._asked, "submitted": self._submitted, "scheduled": self._scheduled, "ended": now}
         pipeline = scope.get()
         if error is None and pipeline is not None:
-            pipeline.hold(partial(self.close, late=late), marks)
+            pipeline.hold(self.close, known)
         else:
-            self.close(outcome, reason, late, **marks)
+            self.close(outcome, reason, **known)
 
-    def _finished(self, counts: list[Counts], device: dict[str, float]) -> dict[str, Any]:
-        loops, marks = self._loops, self._seen(counts, device)
-        if "first_token" not in marks:
-            return marks
-        marks["last_token"] = loops[-1].last() if loops else self.stamps[-1]
-        rows = counts[0].rows if len(loops) == 1 else None
-        if rows:
-            marks["last_token"] = max(loops[0].last(length) for length in rows)
-            marks["finish_reasons"] = loops[0].finish_reasons(rows)
-            if len(rows) > 1:
-                marks["samples"] = self._samples(loops[0], counts[0].prompts, rows)
-        return marks
-
-    def _cut(self, counts: list[Counts], device: dict[str, float]) -> dict[str, Any]:
-        return {**self._seen(counts, device), "cut_known": bool(self._loops) or not self._custom}
-
-    def _seen(self, counts: list[Counts], device: dict[str, float]) -> dict[str, Any]:
-        """What calls that returned and calls that raised have in common."""
-        marks: dict[str, Any] = {}
-        ready = self._loops[0].ready if self._loops else self.stamps[1:]
-        if ready:
-            marks["first_token"] = ready[0]
-        if self.draft:
-            device = {"otel_llm.engine.draft_time": self.draft / 1e9, **device}
-        if device:
-            marks["attributes"] = device
-        if counts and counts[0].prompts is not None:
-            marks["prompt_tokens"] = sum(counts[0].prompts)
-        known = [sum(count.rows) for count in counts if count.rows is not None]
-        if counts and len(known) == len(counts):
-            marks["output_tokens"] = sum(known)
-        return marks
-
-    def _counts(self, loop: Loop) -> Counts:
-        try:
-            return loop.counts() if self._counted else Counts()
-        except Exception as error:
-            self._breaker.swallow("counts", error)
-            return Counts()
-
-    def _samples(self, loop: Loop, prompts: list[int] | None, rows: list[int]) -> list[Timeline]:
-        """One per row. A row ends with its last token; what it waits for the others belongs to the call."""
-        reasons = loop.finish_reasons(rows)
-        return [
-            self.sample(
-                ended=loop.last(length),
-                submitted=self._submitted,
-                scheduled=self._scheduled,
-                first_token=loop.ready[0],
-                last_token=loop.last(length),
-                prompt_tokens=prompts[index * len(prompts) // len(rows)] if prompts else None,
-                output_tokens=length,
-                finish_reasons=reasons[index : index + 1],
-            )
-            for index, length in enumerate(rows)
-        ]
+    def late(self) -> dict[str, Any]:
+        """What the stamps and counts mean."""
+        sample = partial(self.sample, submitted=self._submitted, scheduled=self._scheduled)
+        return {**self._known, **marks(self._loops, self.stamps, sample, finished=self._finished)}

@@ -1,136 +1,65 @@
-"""
-One run of a decoding method: when its steps were done, and how many tokens came of it.
-
-Not an engine: files that start with ``_`` are none. Tensors are touched after
-the loop only, and at most once: one reduction and one copy to the host, where
-a batch was padded or its rows may differ in length.
-"""
+"""One run of a decoding method, step by step. Not an engine: files that start with ``_`` are none."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Final, Literal, NamedTuple
+import time
+from typing import Any
 
-from otel_llm.engines._transformers_model import setting
+from otel_llm.engines._transformers_counts import Counting, Kind
+from otel_llm.engines._transformers_criteria import Swallow, heard
+from otel_llm.engines._transformers_device import Device
 from otel_llm.patching import Call
 
-Kind = Literal["sample", "beam", "assisted"]
-"""One token per row and step; hypotheses that are final only at the end; one or more tokens per step."""
 
-_KNOWN_CRITERIA: Final = frozenset({"EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria"})
-
-
-class Counts(NamedTuple):
-    """Tokens, where they are known."""
-
-    prompts: list[int] | None = None
-    """Tokens of each prompt, padding left out."""
-    rows: list[int] | None = None
-    """Tokens generated for each returned row, up to and including its end token."""
-
-
-class Loop:
+class Loop(Counting):
     """What ``_sample``, ``_beam_search`` or ``_assisted_decoding`` was given and did."""
 
-    def __init__(self, call: Call, kind: Kind, given: int | None) -> None:
-        config, embeddings, mask = call.get("generation_config"), call.get("inputs_embeds"), call.get("attention_mask")
-        self.kind = kind
+    deferred = False
+    """Whether the result of a step reaches the host one step later."""
+    _returned = 0
+
+    def __init__(self, call: Call, kind: Kind, given: Any, device: Device | None, swallow: Swallow) -> None:
+        """``given`` is the input of ``generate``; ``device`` is asked for its time, if it is there."""
+        super().__init__(call, kind, given)
         self.stamps: list[int] = []
         """Monotonic nanoseconds: before the first step, then after each."""
-        self.deferred = False
-        """Whether the result of a step reaches the host one step later."""
-        self.returned = 0
-        self.sequences: Any = None
-        self.criteria: Any = call.get("stopping_criteria")
-        self.limit: int | None = config.max_length
-        self._rows, self._start = call.get("input_ids").shape
-        self._prompts = self._rows // max(config.num_beams or 1, config.num_return_sequences or 1)
-        if setting(call.instance.config, "is_encoder_decoder"):
-            # Only a text encoder's input is counted in tokens.
-            text = call.instance.main_input_name == "input_ids"
-            self._width, mask = given, mask if text else None
-        else:
-            self._width = self._start if embeddings is None else embeddings.shape[1]
-        self._mask = mask if mask is not None and mask.dim() == 2 else None
-        self._kinds = frozenset(map(type, self.criteria))
-        self._ends: Any = None
-        self._plain = False
-        """Whether an end token is all that tells how long one of several rows is."""
-        self.done: list[Any] | None = None
-        """What the stopping criteria said after each step; kept only where an end token does not tell the length."""
-        if self._rows > 1:
-            self._tell_rows_apart()
+        self.device, self.stamp = device, self.stamps.append if device is None else self._synchronised
+        if self.done is not None or device is not None:
+            call.replace("stopping_criteria", heard(call.get("stopping_criteria"), self._judged, swallow))
 
-    def _tell_rows_apart(self) -> None:
-        ends = [criterion.eos_token_id for criterion in self.criteria if hasattr(criterion, "eos_token_id")]
-        self._ends = ends[0] if ends else None
-        self._plain = {kind.__name__ for kind in self._kinds} <= _KNOWN_CRITERIA and len(ends) < 2
-        if self.kind == "sample" and ends and not self._plain:
-            self.done = []
+    def _judged(self, done: Any) -> None:
+        """The stopping criteria have looked at the tokens of a step: the last work of it."""
+        if self.done is not None:
+            self.done.append(done)
+        if self.device is not None:
+            self.device.launched()
 
-    def release(self) -> None:
-        """Let go of what may hold memory of the device; only ``counts`` and ``cut`` need it."""
-        self.sequences = self.criteria = self.done = self._mask = self._ends = None
+    def _synchronised(self, at: int) -> None:
+        self.stamps.append(at)
+        if self.device is not None:
+            self.device.synchronised(at)
 
-    def end(self, value: Any, now: int) -> None:
+    def end(self, value: Any) -> None:
         """The decoding method has returned."""
-        sequences = getattr(value, "sequences", value)
-        if getattr(sequences, "ndim", 0) == 2:
-            self.sequences = sequences
-        self.returned = now
+        self._returned = time.monotonic_ns()
+        self.came(value)
 
     @property
     def ready(self) -> list[int]:
         """When the result of each step was on the host; the first is that of the first token."""
         if not self.deferred:
             return self.stamps[1:]
-        return self.stamps[2:] + ([self.returned] if self.returned else [])
+        return self.stamps[2:] + ([self._returned] if self._returned else [])
 
     def last(self, length: int | None = None) -> int:
         """When the last token of a row of this length was on the host."""
         ready = self.ready
         return ready[-1] if length is None or self.kind != "sample" else ready[min(length, len(ready)) - 1]
 
-    def cut(self) -> Counts:
-        """What is known of a run that raised without asking the device, which may be what failed."""
-        prompts = None if self._width is None or self._mask is not None else [self._width] * self._prompts
-        stepwise = self.kind == "sample" and self._rows == 1
-        return Counts(prompts, [len(self.ready)] if stepwise else None)
-
     def finish_reasons(self, lengths: list[int]) -> tuple[str, ...]:
         """For each row: did it reach the limit, or an end? Unknown if the clock may have ended it."""
         if self.limit is None:
             return ()
-        ends = [self._start + length >= self.limit for length in lengths]
-        timed = any(kind.__name__ == "MaxTimeCriteria" for kind in self._kinds)
+        ends = [self.start + length >= self.limit for length in lengths]
+        timed = any(kind.__name__ == "MaxTimeCriteria" for kind in self.kinds)
         return () if timed and not all(ends) else tuple("length" if end else "stop" for end in ends)
-
-    def counts(self) -> Counts:
-        """Exact, or None. Waits for the device only if a row was padded or may have ended early."""
-        lengths: Any = None if self.sequences is None else self._lengths(self.sequences)
-        uneven = hasattr(lengths, "tolist")
-        if self._mask is None:
-            prompts = None if self._width is None else [self._width] * self._prompts
-            return Counts(prompts, lengths.tolist() if uneven else lengths)
-        each = self._rows // self._prompts
-        masked = (self._mask if each == 1 else self._mask[::each]).count_nonzero(1)
-        if not uneven:
-            return Counts(masked.tolist(), lengths)
-        both = sys.modules["torch"].cat([masked.to(lengths.device), lengths]).tolist()
-        return Counts(both[: self._prompts], both[self._prompts :])
-
-    def _lengths(self, sequences: Any) -> Any:
-        """Length of each row: a list, or a tensor where the tokens must be looked at, or None."""
-        rows, width = sequences.shape[0], sequences.shape[1] - self._start
-        if rows == 1 or not width:
-            return [width] * rows
-        if self._ends is None and (self._plain or self.kind == "sample"):
-            return [width] * rows  # without an end token rows are never padded
-        if self._plain and self._ends is not None:
-            new = sequences[:, self._start :]
-            hit = (new.unsqueeze(-1) == self._ends.to(new.device)).any(-1)
-            return (hit.int().argmax(1) + 1).masked_fill(~hit.any(1), width)
-        if self.done:
-            running = sys.modules["torch"].stack(self.done).int().cummax(0).values == 0
-            return (running.sum(0) + 1).clamp(max=width).to(sequences.device)
-        return None

@@ -11,14 +11,13 @@ their own that generate nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
-from otel_llm.patching import Call, Hook, Returned
+from otel_llm.patching import Call, Hook
 from otel_llm.timeline import ending
 
-Steps = Generator[None, Returned, Any]
 Close = Callable[..., None]
 
 scope: Final[ContextVar[Scope | None]] = ContextVar("otel_llm_transformers_pipeline", default=None)
@@ -51,15 +50,17 @@ class Scope:
             close(outcome, reason, **{**marks, "ended": now or marks["ended"]})
 
 
-def _call(_call: Call) -> Steps:
-    if scope.get() is not None:
-        yield  # iterators are nested: the outermost counts
-        return
-    here = Scope()
-    token = scope.set(here)
-    returned = yield
-    scope.reset(token)
-    here.end(returned.error, time.monotonic_ns())
+def _begins(call: Call) -> None:
+    if scope.get() is None:  # iterators are nested: the outermost counts
+        here = Scope()
+        call.kept = here, scope.set(here)
+
+
+def _over(call: Call) -> None:
+    if call.kept is not None:
+        here, token = call.kept
+        scope.reset(token)
+        here.end(call.error, time.monotonic_ns())
 
 
 def _preprocess(_call: Call) -> None:
@@ -70,13 +71,13 @@ def _preprocess(_call: Call) -> None:
 
 _FOLDER: Final = "transformers.pipelines."
 HOOKS: Final = (
-    Hook((_FOLDER + "base:Pipeline.run_single",), _call, required=False),
-    Hook((_FOLDER + "pt_utils:PipelineIterator.__next__",), _call, required=False),
-    Hook((_FOLDER + "text_generation:TextGenerationPipeline.preprocess",), glance=_preprocess, required=False),
-    Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), glance=_preprocess, required=False),
+    Hook((_FOLDER + "base:Pipeline.run_single",), before=_begins, after=_over, required=False),
+    Hook((_FOLDER + "pt_utils:PipelineIterator.__next__",), before=_begins, after=_over, required=False),
+    Hook((_FOLDER + "text_generation:TextGenerationPipeline.preprocess",), before=_preprocess, required=False),
+    Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), before=_preprocess, required=False),
     # Before version 5.
     Hook(
-        (_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), glance=_preprocess, required=False
+        (_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), before=_preprocess, required=False
     ),
-    Hook((_FOLDER + "text2text_generation:TranslationPipeline.preprocess",), glance=_preprocess, required=False),
+    Hook((_FOLDER + "text2text_generation:TranslationPipeline.preprocess",), before=_preprocess, required=False),
 )

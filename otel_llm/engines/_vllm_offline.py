@@ -74,17 +74,19 @@ def _left(llm: Any) -> Iterable[Request]:
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """The required hook serves ``LLMEngine`` without ``LLM`` as well."""
 
-    def add(call: Call) -> Steps:
+    def arrives(call: Call) -> None:
         batch = _batch.get()
         operation = pooling_operation(call.get("params")) or ("text_completion" if batch is None else batch.operation)
         request = Request(call, probe, operation, None if batch is None else batch.emit)
-        token = current.set(request)
-        returned = yield
+        call.kept = request, current.set(request)
+
+    def added(call: Call) -> None:
+        request, token = call.kept
         current.reset(token)
-        if returned.error is not None:
-            request.ended(returned.error)
-            if batch is not None:
-                batch.reported = returned.error
+        if call.error is not None:
+            request.ended(call.error)
+            if (batch := _batch.get()) is not None:
+                batch.reported = call.error
 
     def call_of(operation: str) -> Body:
         def body(call: Call) -> Steps:
@@ -113,7 +115,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         beams.close(returned.error)
 
     return (
-        Hook(("vllm.v1.engine.llm_engine:LLMEngine.add_request",), add),
+        Hook(("vllm.v1.engine.llm_engine:LLMEngine.add_request",), before=arrives, after=added),
         Hook(("vllm.entrypoints.llm:LLM.generate",), call_of("text_completion"), required=False),
         Hook(("vllm.entrypoints.llm:LLM.chat",), call_of("chat"), required=False),
         Hook(("vllm.entrypoints.llm:LLM.beam_search",), beam_search, required=False),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Final
 
 from otel_llm.engines._vllm_sample import Sample
@@ -69,25 +68,30 @@ class Request(Recording):
     def ended(self, error: BaseException | None) -> None:
         if not self.open:
             return
-        dead = type(error).__module__ == "vllm.v1.engine.exceptions"
+        now, dead = time.monotonic_ns(), type(error).__module__ == "vllm.v1.engine.exceptions"
         outcome, reason = ending(error, accepted=bool(self.samples) or dead)
-        finishes = {sample.finish for sample in self.samples}
-        if error is None and finishes & {"abort", "error"}:
-            outcome, reason = ("abort", "abort") if "abort" in finishes else ("error", "engine")
-        now = time.monotonic_ns()
-        marks = partial(self._marks, now, outcome, reason)
-        if self.samples and all(sample.finish for sample in self.samples):
-            self.close(outcome, reason, marks, ended=now)
+        if all(sample.ended for sample in self.samples):
+            self.close(outcome, reason, ended=now)
         else:  # vLLM has not heard of the end, and goes on for a moment
-            self.close(outcome, reason, ended=now, **marks())
+            marks = self._read(now, outcome, reason)
+            self.close(marks.pop("outcome"), marks.pop("error_type"), **marks)
 
-    def _marks(self, now: int, outcome: Outcome, reason: str | None) -> Mapping[str, Any]:
+    def late(self) -> Mapping[str, Any]:
         """What vLLM's states say, which change no more once all of them have finished."""
+        return self._read(self._marks["ended"], self._outcome, self._error_type) if self.samples else {}
+
+    def _read(self, now: int, outcome: Outcome, reason: str | None) -> dict[str, Any]:
+        samples, self.samples = self.samples, []
+        finishes = {sample.finish for sample in samples}
+        if outcome == "ok" and "abort" in finishes:
+            outcome, reason = "abort", "abort"
+        elif outcome == "ok" and "error" in finishes:
+            outcome, reason = "error", "engine"
         failure = {"outcome": outcome, "error_type": reason}
         try:
-            if len(self.samples) == 1:  # nearly every request: the sample is the request
-                return self.samples[0].marks(now, outcome)[1]
-            return {"samples": [sample.timeline(now, failure) for sample in self.samples]}
+            if len(samples) == 1:  # nearly every request: the sample is the request
+                return {"ended": now, **failure, **samples[0].marks(now, outcome)[1]}
+            return {"ended": now, **failure, "samples": [sample.timeline(now, failure) for sample in samples]}
         finally:
-            for sample in self.samples:
+            for sample in samples:
                 sample.state = None  # breaks the cycle with vLLM's state

@@ -7,7 +7,8 @@ A sample hangs on vLLM's own request state, so that nothing of ours outlives it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from otel_llm.engines._vllm_clock import Stamps, anchored
@@ -22,21 +23,28 @@ if TYPE_CHECKING:
 class Sample:
     """One engine request; a request has ``n`` of them."""
 
+    ended = preemptions = stall = preempted_at = received = queued = first_token = input_wait = 0
+    reason: Any = None
+    """What vLLM calls the end, None until it has come."""
+    headers: Mapping[str, str] = MappingProxyType({})
+    events: Sequence[Any] = ()
+    """Those of the first message, which are read when a second one comes, or at the end."""
+
     def __init__(self, request: Request, state: Any, submitted: int, traced: bool) -> None:
         self.request, self.state, self.submitted, self.traced = request, state, submitted, traced
-        self.ended = self.preemptions = self.stall = self.preempted_at = 0
-        self.received = self.queued = self.first_token = self.input_wait = 0
-        self.events: list[Any] = []
-        """Those of the first message, which are read when a second one comes, or at the end."""
-        self.headers: Mapping[str, str] = {}
-        self.finish = ""
 
-    def finished(self, reason: str) -> None:
-        self.finish, self.ended = reason, time.monotonic_ns()
-        if not self.request.streamed and all(sample.finish for sample in self.request.samples):
-            self.request.ended(None)
+    @property
+    def finish(self) -> str:
+        """The finish reason; empty until there is one."""
+        return "" if self.reason is None else str(self.reason)
 
-    def told(self, events: list[Any]) -> None:
+    def finished(self, reason: Any) -> None:
+        self.reason, self.ended = reason, time.monotonic_ns()
+        request = self.request
+        if not request.streamed and all(sample.ended for sample in request.samples):
+            request.ended(None)
+
+    def told(self, events: Sequence[Any]) -> None:
         """What the core says of its scheduling, with some of its outputs: nearly always with the first one alone."""
         if self.received:
             self._read()
@@ -46,7 +54,7 @@ class Sample:
             self.received, self.events = time.monotonic_ns(), events
 
     def _read(self) -> None:
-        events, self.events = self.events, []
+        events, self.events = self.events, ()
         for event in events:
             self._event(event.type.name, round(event.timestamp * 1e9))
 
@@ -71,7 +79,8 @@ class Sample:
         """Whether it was cut, and what is known of it."""
         self._read()
         state, stats, detokenizer = self.state, self.state.stats, self.state.detokenizer
-        cut = self.finish in ("abort", "error") or (not self.finish and outcome != "ok")
+        finish = self.finish
+        cut = finish in ("abort", "error") or (not finish and outcome != "ok")
         # The engine's count may run ahead of the output where a stop string cut it.
         tokens = stats.num_generation_tokens if detokenizer is None else detokenizer.num_output_tokens()
         answered = tokens > 0 or (detokenizer is None and not cut)
@@ -90,7 +99,7 @@ class Sample:
             "first_token": placed.first_token,
             "last_token": None if cut else placed.last_token,
             "cut_known": placed.scheduled is not None,  # told with the first output only
-            "finish_reasons": (self.finish,) if self.finish else (),
+            "finish_reasons": (finish,) if finish else (),
             "prompt_tokens": state.prompt_len,
             "cached_tokens": state.num_cached_tokens,
             "output_tokens": tokens,

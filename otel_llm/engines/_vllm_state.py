@@ -60,7 +60,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     manager = "vllm.v1.metrics.loggers:StatLoggerManager."
     return (
-        Hook((manager + "record",), glance=recorded),
+        Hook((manager + "record",), before=recorded),
         Hook((manager + "record_sleep_state",), slept, required=False),
     )
 

@@ -129,7 +129,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     return (
         *detail,
         Hook((scheduler + "update_from_output",), replacement=update, required=False),
-        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), glance=told),
+        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), before=told),
     )
 
 

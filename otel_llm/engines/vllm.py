@@ -25,21 +25,23 @@ _stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", defau
 
 
 def _hooks(probe: Probe) -> tuple[Hook, ...]:
-    def generate(call: Call) -> Steps:
+    def generate(call: Call) -> None:
         chat = str(call.get("request_id")).startswith(("chatcmpl", "resp_"))
-        request = Request(call, probe, "chat" if chat else "text_completion")
-        returned = yield
-        return None if returned.error else watched_async(returned.value, request, probe.breaker.swallow)
+        call.kept = Request(call, probe, "chat" if chat else "text_completion")
 
-    def encode(call: Call) -> Steps:
-        request = Request(call, probe, pooling_operation(call.get("pooling_params")) or "embeddings")
-        returned = yield
-        return None if returned.error else watched_async(returned.value, request, probe.breaker.swallow)
+    def encode(call: Call) -> None:
+        call.kept = Request(call, probe, pooling_operation(call.get("pooling_params")) or "embeddings")
+
+    def watch(call: Call) -> None:
+        if call.error is None:
+            call.value = watched_async(call.value, call.kept, probe.breaker.swallow)
 
     def submitted(call: Call) -> None:
         now, request = time.monotonic_ns(), current.get()
+        if request is None or not request.open or call.error is not None:
+            return
         state = call.instance.request_states.get(call.get("request").request_id)
-        if request and request.open and not hasattr(state, KEY):  # else a streaming input's next chunk
+        if not hasattr(state, KEY):  # else a streaming input's next chunk
             request.attach(state, now, traced=getattr(call.instance, "tracing_enabled", False))
 
     def events(call: Call) -> None:
@@ -48,7 +50,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
 
     def finished(call: Call) -> None:
         if sample := getattr(call.get("req_state"), KEY, None):
-            sample.finished(str(call.get("finish_reason")))
+            sample.finished(call.get("finish_reason"))
 
     def abort(call: Call) -> Steps:
         processor, ids = call.instance, tuple(call.get("request_ids"))
@@ -78,14 +80,14 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
 
     v1 = "vllm.v1.engine."
     return (
-        Hook((v1 + "async_llm:AsyncLLM.generate",), generate),
-        Hook((v1 + "async_llm:AsyncLLM.encode",), encode),
+        Hook((v1 + "async_llm:AsyncLLM.generate",), before=generate, after=watch),
+        Hook((v1 + "async_llm:AsyncLLM.encode",), before=encode, after=watch),
         Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
         Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
-        Hook((v1 + "output_processor:OutputProcessor.add_request",), glance=submitted, after=True),
-        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), glance=finished),
+        Hook((v1 + "output_processor:OutputProcessor.add_request",), after=submitted),
+        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), before=finished),
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
-        Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), glance=events),
+        Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), before=events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
         *_vllm_state.hooks(probe),
         *_vllm_steps.hooks(probe),

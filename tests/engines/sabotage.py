@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from otel_llm.calls import Body, Call, Glance
+from otel_llm.calls import Body, Call
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 
 POSITIONS = ("before the call", "after the call", "while the host fails")
@@ -38,15 +38,22 @@ def broken(body: Body, position: str) -> Body:
     return sabotage
 
 
-def broken_glance(glance: Glance, position: str) -> Glance:
-    """There is no after; the second position is an error of ours when all is done."""
+def broken_looks(row: Hook, position: str) -> Hook:
+    """The same looks; of a hook that has none after the call, the second position is an error when all is done."""
 
-    def sabotage(call: Call) -> None:
-        if position == POSITIONS[1]:
-            glance(call)
-        raise RuntimeError(position)
+    def before(call: Call) -> None:
+        if row.before and position != POSITIONS[0]:
+            row.before(call)
+        if position == POSITIONS[0] or (position == POSITIONS[1] and not row.after):
+            raise RuntimeError(position)
 
-    return sabotage
+    def after(call: Call) -> None:
+        assert row.after is not None
+        row.after(call)
+        if position == POSITIONS[1] or call.error is not None:
+            raise RuntimeError(position)
+
+    return dataclasses.replace(row, before=before, after=row.after and after)
 
 
 def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
@@ -66,9 +73,7 @@ def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
 def _broken_row(row: Hook, position: str) -> Hook:
     if row.body:
         return dataclasses.replace(row, body=broken(row.body, position))
-    if row.glance and position != POSITIONS[2]:
-        return dataclasses.replace(row, glance=broken_glance(row.glance, position))
-    return row
+    return broken_looks(row, position) if row.before or row.after else row
 
 
 @contextlib.contextmanager

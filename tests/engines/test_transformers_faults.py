@@ -21,6 +21,8 @@ from tests.engines.sabotage import POSITIONS, armed, fail
 
 pytestmark = [pytest.mark.transformers, pytest.mark.expects_faults]
 THREADS, CALLS = 4, 8
+PARTS = ("__init__", "end", "settle")
+"""Of a loop."""
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +53,18 @@ def load(model: tiny.SlowQwen2) -> list[Any]:
         return list(pool.map(one, range(CALLS)))
 
 
-@pytest.mark.parametrize("position", [*POSITIONS, "in the loop", "emit", "capture"])
+@pytest.mark.parametrize("position", [*POSITIONS, *PARTS, "emit", "capture"])
 def test_no_fault_of_ours_shows_under_load(
     model: tiny.SlowQwen2, expected: list[Any], position: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     Tokens and exceptions of the callers, KeyboardInterrupt among them, are those of a process without us.
 
-    Seen to fail without the ``except`` of calls.driver (before the call) and of calls._resume (after it).
+    Seen to fail without the handlers of calls.looking, before the call and after it.
     """
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
-    if position == "in the loop":
-        for name in ("step", "stamp", "counts"):
-            if hasattr(call_module.Loop, name):
-                monkeypatch.setattr(call_module.Loop, name, fail)
+    if position in PARTS:
+        monkeypatch.setattr(call_module.Loop, position, fail)
     with armed(ENGINE, position) as patcher:
         assert load(model) == expected
         assert patcher.breaker.seen > 0

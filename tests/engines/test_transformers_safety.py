@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from otel_llm import faults
 from otel_llm.engines import _transformers_call as call_module
+from otel_llm.engines import _transformers_loop as loop_module
 from otel_llm.engines.transformers import ENGINE
-from otel_llm.patching import Hook, Patcher, Probe, resolve
+from otel_llm.patching import Patcher, Probe, resolve
 from otel_llm.testing import swallowed
 from tests.engines import tiny_transformers as tiny
+from tests.engines.sabotage import POSITIONS, armed, fail
 
 BATCH: dict[str, Any] = {
     "inputs": tiny.prompt(3),
@@ -53,49 +54,30 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def failing(hooks: Callable[[Probe], tuple[Hook, ...]], *, early: bool) -> Callable[[Probe], tuple[Hook, ...]]:
-    """The same targets, every body fails before or after the call."""
-
-    def body(call: Any) -> Iterator[None]:
-        if early:
-            raise RuntimeError("early")
-        yield
-        raise RuntimeError("late")
-
-    return lambda probe: tuple(dataclasses.replace(hook, body=body if hook.body else None) for hook in hooks(probe))
-
-
 @pytest.mark.expects_faults
-@pytest.mark.parametrize("early", [True, False])
-def test_a_body_that_fails_changes_nothing(model: tiny.SlowQwen2, expected: list[torch.Tensor], early: bool) -> None:
-    engine = dataclasses.replace(ENGINE, hooks=failing(ENGINE.hooks, early=early))
-    patcher = Patcher(engine, lambda timeline: None, lambda **_: None, lambda: None)
-    with swallowed() as errors:
-        patcher.arm()
-        try:
-            assert same(everything(model), expected)
-        finally:
-            patcher.undo()
+@pytest.mark.parametrize("position", POSITIONS[:2])
+def test_a_hook_that_fails_changes_nothing(
+    model: tiny.SlowQwen2, expected: list[torch.Tensor], position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
+    with swallowed() as errors, armed(ENGINE, position):
+        assert same(everything(model), expected)
     for method in ("generate", "_sample", "_beam_search", "_assisted_decoding"):
         assert f"transformers.GenerationMixin.{method}" in {place for place, _ in errors}
 
 
-class Broken:
-    """What a hook finds in its place when everything of ours is broken."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(name)
-
-
 @pytest.mark.expects_faults
-def test_replacements_that_fail_change_nothing(model: tiny.SlowQwen2, expected: list[torch.Tensor]) -> None:
-    token = call_module.current.set(Broken())  # type: ignore[arg-type]  # broken on purpose
-    try:
-        with swallowed() as errors, tiny.watched() as seen:
-            assert same(everything(model)[:2], expected[:2])
-    finally:
-        call_module.current.reset(token)
-    assert not seen
+def test_what_hears_of_each_step_may_fail(
+    model: tiny.SlowQwen2, expected: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
+    monkeypatch.setattr(loop_module.Loop, "_judged", fail)
+    monkeypatch.setattr(
+        loop_module.Loop, "stamp", property(lambda _self: fail, lambda _self, _stamp: None), raising=False
+    )
+    with swallowed() as errors, tiny.watched() as seen:
+        assert same(everything(model), expected)
+    assert {timeline.time_to_first_token() for timeline in seen} == {None}
     for method in ("_has_unfinished_sequences", "StoppingCriteriaList"):
         assert f"transformers.{method}" in {place for place, _ in errors}
 
@@ -105,12 +87,9 @@ def test_replacements_that_fail_change_nothing(model: tiny.SlowQwen2, expected: 
 def test_parts_that_fail_change_nothing(
     model: tiny.SlowQwen2, expected: list[torch.Tensor], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise RuntimeError(part)
-
     seen = tiny.Seen()
     if part == "counts":
-        monkeypatch.setattr(call_module.Loop, "counts", fail)
+        monkeypatch.setattr(call_module.Loop, "settle", fail)
     patcher = Patcher(
         ENGINE,
         fail if part == "emit" else seen.take,
@@ -124,7 +103,7 @@ def test_parts_that_fail_change_nothing(
         finally:
             patcher.undo()
     assert len(errors) >= 5
-    assert {str(error) for _, error in errors} == {part}
+    assert {str(error) for _, error in errors} == {"broken"}
     assert call_module.current.get() is None
     assert len(seen) == (5 if part == "counts" else 0)
     assert all(t.output_tokens is None and t.time_to_first_token() for t in seen), "what is known is still told"

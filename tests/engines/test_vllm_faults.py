@@ -101,8 +101,8 @@ def test_no_fault_of_ours_shows_under_load(
     """
     Tokens and exceptions of all callers are those of a process without us, and the engine lives.
 
-    Seen to fail with the handlers of errors in calls.driver, calls._resume and streams.watched_async taken out, and
-    with that of calls.glancing.
+    Seen to fail with the handlers of errors in calls.driver, calls._resume, calls.looking and streams.watched_async
+    taken out.
     """
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
     for owner, names in PLACES.values():

@@ -24,7 +24,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 HOOKS = ENGINE.hooks(Probe(print, print, lambda: False, Breaker("vllm")))  # type: ignore[arg-type]
-TARGETS = list(dict.fromkeys(hook.targets[0] for hook in HOOKS if hook.body or hook.glance))
+TARGETS = list(dict.fromkeys(hook.targets[0] for hook in HOOKS if not hook.replacement))
 RARE = ("_create_grammar", "create_connector", "_update_waiting_for_remote_kv", "beam_search", "record_sleep_state")
 """What a prompt and its tokens do not come by; test_vllm_paths.py goes there."""
 POSITIONS = sabotage.POSITIONS[:2]

@@ -16,6 +16,22 @@ ENGINE = Timeline(
 )  # fmt: skip
 
 
+class Ended(Draft):
+    """A request of an engine that has ended; no timeline can be made of it if there is none."""
+
+    def __init__(self, engine: Engine, timeline: Timeline | None) -> None:
+        self.engine, self.ending = engine, timeline
+
+    def make(self) -> Timeline:
+        self.engine.made += 1
+        if self.ending is None:
+            raise RuntimeError("not to be made")
+        return self.ending
+
+    def swallow(self, place: str, error: Exception) -> None:
+        self.engine.hidden.append((place, error))
+
+
 class Engine:
     """An engine's drafts, counting those that were made."""
 
@@ -24,13 +40,7 @@ class Engine:
         self.hidden: list[tuple[str, Exception]] = []
 
     def draft(self, timeline: Timeline | None = ENGINE) -> Draft:
-        def make() -> Timeline:
-            self.made += 1
-            if timeline is None:
-                raise RuntimeError("not to be made")
-            return timeline
-
-        return Draft(None, make, lambda place, error: self.hidden.append((place, error)))
+        return Ended(self, timeline)
 
 
 def served(emitted: list[Draft]) -> edge.ServerEdge:

@@ -192,56 +192,6 @@ def test_hooks_switch_themselves_off_after_too_many_errors(caplog: pytest.LogCap
     armed.undo()
 
 
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("inherited", [False, True])
-def test_a_glance_sees_arguments_by_name_and_undo_is_exact(inherited: bool, after: bool) -> None:
-    name = "inherited" if inherited else "method"
-    before, seen = vars(Host).get(name), list[Any]()
-
-    def glance(call: Call) -> None:
-        seen.append((call.instance, call.get("a"), call.get("b", "absent")))
-
-    armed, host = patcher(Hook((f"{HOST}:Host.{name}",), glance=glance, after=after)), Host()
-    assert getattr(host, name)(1, b=3) == (1, 3)
-    assert getattr(host, name)(a=4) == (4, 2)
-    assert seen == [(host, 1, 3), (host, 4, "absent")]
-    assert getattr(Host, name).__name__ == name
-    armed.undo()
-    assert vars(Host).get(name) is before
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_a_glance_is_before_the_call_or_after_one_that_returned(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    monkeypatch.setattr(Host, "method", lambda _self, _a: order.append("the host's"))
-    paths = [f"{HOST}:Host.{name}" for name in ("method", "fails")]
-    armed = patcher(*(Hook((path,), glance=lambda _call: order.append("ours"), after=after) for path in paths))
-    Host().method(1)
-    with pytest.raises(KeyError):
-        Host().fails()
-    armed.undo()
-    assert order == (["the host's", "ours"] if after else ["ours", "the host's", "ours"])
-
-
-@pytest.mark.expects_faults
-def test_an_error_in_a_glance_changes_nothing_and_many_switch_it_off(no_hidden_error: list[Any]) -> None:
-    """Seen to fail without the ``except`` of calls.glancing, and without its look at the breaker."""
-
-    def glance(_call: Call) -> None:
-        raise RuntimeError("ours")
-
-    late = Hook((f"{HOST}:Host.inherited",), glance=glance, after=True)
-    armed = patcher(Hook((f"{HOST}:Host.method",), glance=glance), Hook((f"{HOST}:Host.fails",), glance=glance), late)
-    with pytest.raises(KeyError, match="the host's own"):
-        Host().fails()
-    for _ in range(faults.BREAKER_LIMIT):
-        assert Host().method(1) == Host().inherited(1) == (1, 2)
-    assert armed.breaker.seen == len(no_hidden_error) == faults.BREAKER_LIMIT
-    places = [place for place, _ in no_hidden_error[:3]]
-    assert places == ["fake.Host.fails", "fake.Host.method", "fake.Host.inherited"]
-    armed.undo()
-
-
 def test_a_wrapper_that_somebody_put_on_top_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     original = Host.method
     armed = patcher(hook("Host.method", watch([])))
