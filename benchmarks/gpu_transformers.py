@@ -81,7 +81,7 @@ def run(chosen: argparse.Namespace, url: str, torch: Any) -> None:
             return (rate,)
 
         found = rounds(arms, chosen.rounds, measure)
-        bare, ours = ([rate for (rate,) in found[name]] for name in (BARE, OURS))
+        bare, ours = ([rate for (rate,) in found[name].values()] for name in (BARE, OURS))
         lost = [(1 - with_it / without) * 100 for with_it, without in zip(ours, bare, strict=True)]
         print(f"batch {batch}: {BARE} {cell(bare)} tokens/s; lost {cell(lost, 2)} %, budget 0.5")
         syncs = {name: synchronisations(arms, name, generate, torch) for name in arms.names}

@@ -60,7 +60,7 @@ def run(chosen: argparse.Namespace, url: str, device: str) -> None:
         return (rate,)
 
     found = rounds(arms, chosen.rounds, measure)
-    bare, ours = ([rate for (rate,) in found[name]] for name in (BARE, OURS))
+    bare, ours = ([rate for (rate,) in found[name].values()] for name in (BARE, OURS))
     lost = [(1 - with_it / without) * 100 for with_it, without in zip(ours, bare, strict=True)]
     print(f"{device}; {machine('vllm', 'torch', 'opentelemetry-sdk')}")
     print(

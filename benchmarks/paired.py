@@ -15,7 +15,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -130,16 +130,36 @@ def _plain(key: str) -> bool:
     return not key.startswith("__") or key in ("__call__", "__init__")
 
 
-def rounds(arms: Arms, number: int, measure: Callable[[str], Sequence[float]]) -> dict[str, list[Sequence[float]]]:
-    """Measure every arm once per round, in random order; two rounds before the first are thrown away."""
-    found: dict[str, list[Sequence[float]]] = {name: [] for name in arms.names}
+Found = dict[str, dict[int, Sequence[float]]]
+"""By arm and round, what was measured."""
+
+
+def rounds(
+    arms: Arms, number: int, measure: Callable[[str], Sequence[float]], every: Mapping[str, int] | None = None
+) -> Found:
+    """
+    Measure every arm once per round, in random order; two rounds before the first are thrown away.
+
+    ``every`` says of arms that take long to take part in each so-manieth round alone.
+    """
+    found: Found = {name: {} for name in arms.names}
     for count in range(-2, number):
-        for name in random.sample(arms.names, len(arms.names)):
+        here = [name for name in arms.names if count < 0 or count % (every or {}).get(name, 1) == 0]
+        for name in random.sample(here, len(here)):
             with arms.switched_on(name):
                 measured = measure(name)
             if count >= 0:
-                found[name].append(measured)
+                found[name][count] = measured
     return found
+
+
+Pair = tuple[Sequence[float], Sequence[float]]
+"""What one round measured of an arm, and of the bare one."""
+
+
+def pairs(found: Found, name: str) -> list[Pair]:
+    """Of the rounds in which this arm took part."""
+    return [(measured, found[BARE][count]) for count, measured in found[name].items()]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -148,10 +168,26 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), medians[RESAMPLED // 40], medians[-RESAMPLED // 40]
 
 
-def calm(ours: Sequence[Sequence[float]], bare: Sequence[Sequence[float]], at: int) -> float:
-    """What the least disturbed tenth of the rounds differs by, in the unit of the measurements."""
-    tenth, of_bare = (statistics.quantiles([times[at] for times in each], n=10)[0] for each in (ours, bare))
-    return tenth - of_bare
+def calm(measured: Sequence[Pair], figure: Callable[[Sequence[float]], float], digits: int = 1) -> str:
+    """
+    What the least disturbed tenth of the rounds differs by, with its bootstrap 95 % interval.
+
+    Whatever else the machine does makes a measurement larger, never smaller:
+    so each measurement counts with its lowest decile, and ``figure`` says what
+    follows from them.
+    """
+
+    def difference(some: Sequence[Pair]) -> float:
+        ours, bare = ([_tenth(values) for values in zip(*each, strict=True)] for each in zip(*some, strict=True))
+        return figure(ours) - figure(bare)
+
+    again = sorted(difference(random.choices(measured, k=len(measured))) for _ in range(RESAMPLED // 4))
+    low, high = again[len(again) // 40], again[-len(again) // 40]
+    return f"{difference(measured):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _tenth(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=10)[0]
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, calm, cell, machine, rounds, with_peers
+from benchmarks.paired import BARE, Arms, calm, cell, machine, pairs, rounds, with_peers
 from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm, our_patches
 
 FEW, MANY = 1, 16
@@ -73,29 +73,27 @@ def run(url: str, number: int) -> None:
 
     def measure(name: str) -> Sequence[float]:
         call(FEW)  # after whatever the arm before it has sent
-        times = [call(tokens) for tokens in (FEW, MANY)]
+        times = [call(tokens) * 1e6 for tokens in (FEW, MANY)]
         arms.flush[name]()
         return times
 
-    found = rounds(arms, number, measure)
+    found = rounds(arms, number, measure, {"OpenLLMetry": 20, "OpenLIT": 4})
     print(
         machine("transformers", "torch", "opentelemetry-sdk", "openlit", "opentelemetry-instrumentation-transformers")
     )
-    print(f"{number} rounds of one call of {FEW} and one of {MANY} tokens; median [95 % interval], us of CPU")
-    few, many = ([times[k] * 1e6 for times in found[BARE]] for k in (0, 1))
-    print(f"{BARE}: {cell(few)} for {FEW} token, {cell(many)} for {MANY}")
-    print(
-        f"{'':26}{'per call of ' + str(FEW) + ' token':>34}{'per further token':>28}{'both, in the calmest tenth':>30}"
-    )
-    for name in arms.names:
-        if name != BARE:
-            pairs = [
-                [(ours[k] - base[k]) * 1e6 for k in (0, 1)] for ours, base in zip(found[name], found[BARE], strict=True)
-            ]
-            token = [(more - less) / (MANY - FEW) for less, more in pairs]
-            less, more = (calm(found[name], found[BARE], k) * 1e6 for k in (0, 1))
-            floor = f"{less:.0f} and {(more - less) / (MANY - FEW):.1f}"
-            print(f"{name:26}{cell([less for less, _ in pairs]):>34}{cell(token, 2):>28}{floor:>30}")
+    print(f"{number} rounds of one call of {FEW} and one of {MANY} tokens; microseconds on the calling thread,")
+    print("median and calmest tenth, each with its 95 % interval")
+    figures: dict[str, Callable[[Sequence[float]], float]] = {
+        f"per call of {FEW} token": lambda times: times[0],
+        "per further token": lambda times: (times[1] - times[0]) / (MANY - FEW),
+    }
+    for title, figure in figures.items():
+        print(f"\n{title}; without any it takes {cell([figure(times) for times in found[BARE].values()])}")
+        for name in arms.names:
+            if name != BARE:
+                both = pairs(found, name)
+                middle = cell([figure(ours) - figure(base) for ours, base in both])
+                print(f"  {name:26}{len(both):>6} rounds{middle:>30}{calm(both, figure):>30}")
     for name, reason in arms.missing.items():
         print(f"{name}: not run here ({reason})")
 

