@@ -101,14 +101,9 @@ class request:
             return
         try:
             self._inside = _Inside()
-            self._recording = Recording(
-                live.emit,
-                engine=self._engine,
-                operation=self._operation,
-                model=self._model,
-                request_id=self._request_id,
-                context=live.capture(),
-            )
+            recording = self._recording = Recording(live.emit, live.capture())
+            recording.engine, recording.operation = self._engine, self._operation
+            recording.model, recording.request_id = self._model, self._request_id
         except Exception as fault:
             faults.swallow("request.started", fault)
 

@@ -49,6 +49,10 @@ class Draft:
 class Recording(Draft):
     """One request of one engine, from its arrival in the process to its end; from then on its own draft."""
 
+    engine: str
+    operation: str
+    model: str | None = None
+    request_id: str | None = None
     _outcome: Outcome
     _error_type: str | None
     _marks: dict[str, Any]
@@ -56,18 +60,16 @@ class Recording(Draft):
     def __init__(
         self,
         emit: Callable[[Draft], None],
-        *,
-        engine: str,
-        operation: str,
-        model: str | None,
-        request_id: str | None,
         context: object,
         swallow: Callable[[str, Exception], None] = faults.swallow,
     ) -> None:
-        """``swallow`` is given the errors of what is read late, after the hook that closed the request."""
+        """
+        ``engine``, ``operation`` and what is known of the rest are set by whoever makes it, as late as in ``late``.
+
+        ``swallow`` is given the errors of what is read late, after the hook that closed the request.
+        """
         self.received = time.monotonic_ns()
         self.open = True
-        self.engine, self.operation, self.model, self.request_id = engine, operation, model, request_id
         self.context, self.swallow, self._emit = context, swallow, emit
 
     def sample(self, *, ended: int, **marks: Any) -> Timeline:

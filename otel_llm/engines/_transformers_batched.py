@@ -20,18 +20,13 @@ KEY: Final = "_otel_llm"
 class Batched(Recording):
     """One ``add_request``; it has as many samples as sequences are returned."""
 
+    engine, operation = "transformers", "text_completion"
+
     def __init__(self, call: Call, probe: Probe) -> None:
         self.samples: list[Sample] = []
         self.expected = 1
-        super().__init__(
-            probe.emit,
-            engine="transformers",
-            operation="text_completion",
-            model=model_name(call.instance.model),
-            request_id=call.get("request_id"),
-            context=probe.capture(),
-            swallow=probe.breaker.swallow,
-        )
+        self.model, self.request_id = model_name(call.instance.model), call.get("request_id")
+        super().__init__(probe.emit, probe.capture(), probe.breaker.swallow)
 
     def attach(self, state: Any) -> None:
         """The library has made its state of this request."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from otel_llm.engines._transformers_counts import Counting, Kind
@@ -16,11 +18,13 @@ class Loop(Counting):
 
     deferred = False
     """Whether the result of a step reaches the host one step later."""
-    _returned = 0
+    _over = 0
+    waits: Mapping[str, float] = MappingProxyType({})
+    """What the device said of its time."""
 
-    def __init__(self, call: Call, kind: Kind, given: Any, device: Device | None, swallow: Swallow) -> None:
-        """``given`` is the input of ``generate``; ``device`` is asked for its time, if it is there."""
-        super().__init__(call, kind, given)
+    def __init__(self, call: Call, kind: Kind, generate: Call, device: Device | None, swallow: Swallow) -> None:
+        """``generate`` is the call that it is part of; ``device`` is asked for its time, if it is there."""
+        super().__init__(call, kind, generate)
         self.stamps: list[int] = []
         """Monotonic nanoseconds: before the first step, then after each."""
         self.device, self.stamp = device, self.stamps.append if device is None else self._synchronised
@@ -41,15 +45,26 @@ class Loop(Counting):
 
     def end(self, value: Any) -> None:
         """The decoding method has returned."""
-        self._returned = time.monotonic_ns()
+        self._over = time.monotonic_ns()
         self.came(value)
+
+    def settle(self, *, failed: bool, counted: bool) -> None:
+        """``generate`` is over: ask the device what only it knows, unless it may be what failed, and let go of it."""
+        device, self.device = self.device, None
+        try:
+            if counted and not failed:
+                self.ask()
+            if device is not None and not failed and not self.deferred:
+                self.waits = device.attributes()
+        finally:
+            self.release()
 
     @property
     def ready(self) -> list[int]:
         """When the result of each step was on the host; the first is that of the first token."""
         if not self.deferred:
             return self.stamps[1:]
-        return self.stamps[2:] + ([self._returned] if self._returned else [])
+        return self.stamps[2:] + ([self._over] if self._over else [])
 
     def last(self, length: int | None = None) -> int:
         """When the last token of a row of this length was on the host."""
@@ -61,5 +76,5 @@ class Loop(Counting):
         if self.limit is None:
             return ()
         ends = [self.start + length >= self.limit for length in lengths]
-        timed = any(kind.__name__ == "MaxTimeCriteria" for kind in self.kinds)
+        timed = any(kind.__name__ == "MaxTimeCriteria" for kind in self.criteria)
         return () if timed and not all(ends) else tuple("length" if end else "stop" for end in ends)

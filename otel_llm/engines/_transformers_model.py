@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, Final
-
-from otel_llm.patching import Call
 
 _MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "audio", "video")
 
 
-def operation(call: Call, *, text: bool) -> str:
+def about(model: Any) -> tuple[Any, type, Any, Any]:
+    """What ``operation`` and ``name_of`` want to know of a model, without the model."""
+    # Old versions do not say what they put out, and are taken to write text.
+    return model.config, type(model), getattr(model, "output_modalities", ("text",)), model.main_input_name
+
+
+def operation(main_input: str, given: Iterable[str], *, text: bool) -> str:
     """``gen_ai.operation.name`` of a call of ``generate``; ``text`` is whether the model writes nothing else."""
-    if not text or call.instance.main_input_name != "input_ids":
-        return "generate_content"
-    media = _media(tuple(call.kwargs))
-    given = media and any(call.kwargs[name] is not None for name in media)
-    return "generate_content" if given else "text_completion"
-
-
-@functools.lru_cache
-def _media(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if name.startswith(_MEDIA))
-
-
-def writes_text(model: Any) -> bool:
-    """Whether its output is text alone; old versions do not say and are taken to write text."""
-    return getattr(model, "output_modalities", ("text",)) == ("text",)
+    plain = text and main_input == "input_ids" and not any(name.startswith(_MEDIA) for name in given)
+    return "text_completion" if plain else "generate_content"
 
 
 def model_name(model: Any) -> str:
+    """What a model is called."""
+    return name_of(model.config, type(model))
+
+
+def name_of(config: Any, kind: type) -> str:
     """
     The last part of where the model came from, else its class: a folder's path stays private.
 
     In the hub's cache the last part is a commit; the name is further up.
     """
-    return _last_part(str(setting(model.config, "_name_or_path") or "")) or type(model).__name__
-
-
-def setting(config: Any, name: str) -> Any:
-    """A field of a model's configuration, None without it, past the class's own lookup: that takes 1.4 µs each time."""
-    try:
-        return object.__getattribute__(config, name)
-    except AttributeError:
-        return getattr(config, name, None)
+    return _last_part(str(getattr(config, "_name_or_path", None) or "")) or kind.__name__
 
 
 @functools.lru_cache

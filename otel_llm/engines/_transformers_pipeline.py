@@ -11,14 +11,18 @@ their own that generate nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Final, Protocol
 
 from otel_llm.patching import Call, Hook
-from otel_llm.timeline import ending
 
-Close = Callable[..., None]
+
+class Held(Protocol):
+    """A call of ``generate`` that has ended."""
+
+    def over(self, error: BaseException | None, now: int) -> None:
+        """The pipeline around it has come to its end too, at this monotonic nanosecond."""
+
 
 scope: Final[ContextVar[Scope | None]] = ContextVar("otel_llm_transformers_pipeline", default=None)
 """The pipeline call that runs in this thread."""
@@ -30,7 +34,7 @@ class Scope:
     def __init__(self) -> None:
         self.began: int | None = None
         """Monotonic nanoseconds, when the first input was taken up."""
-        self._held: tuple[Close, dict[str, Any]] | None = None
+        self._held: tuple[Held, int] | None = None
 
     def take(self) -> int | None:
         """When the preparation of the request that now begins had begun, if it was seen."""
@@ -38,16 +42,15 @@ class Scope:
         began, self.began = self.began, None
         return began
 
-    def hold(self, close: Close, marks: dict[str, Any]) -> None:
+    def hold(self, request: Held, ended: int) -> None:
         """Keep a request whose tokens are there until its result is."""
-        self._held = close, marks
+        self._held = request, ended
 
     def end(self, error: BaseException | None, now: int | None = None) -> None:
         """Close the request that is held, at ``now`` or where its ``generate`` ended."""
         if self._held is not None:
-            (close, marks), self._held = self._held, None
-            outcome, reason = ending(error, accepted=True)
-            close(outcome, reason, **{**marks, "ended": now or marks["ended"]})
+            (request, ended), self._held = self._held, None
+            request.over(error, now or ended)
 
 
 def _begins(call: Call) -> None:

@@ -52,10 +52,9 @@ class Errand:
         return wait
 
 
-def carried(streamer: Any) -> contextvars.Context | None:
-    """The context of the thread that handed this work over, if it was handed over."""
+def carried(streamer: Any, here: Errand | None) -> contextvars.Context | None:
+    """The context of the thread that handed this work over, if it was handed over, ``here`` or with its streamer."""
     kept = vars(streamer).pop(_KEY, None) if hasattr(streamer, "__dict__") else None
-    here = errand.get()
     if here is not None:
         return here.context
     # A streamer may be built long before its use, but then in the thread that uses it.

@@ -34,20 +34,15 @@ def served_model(config: Any) -> str:
 class Request(Recording):
     """A call of generate(); watches the stream that its caller reads, if there is one."""
 
+    engine = "vllm"
+    streamed = False
+
     def __init__(self, call: Call, probe: Probe, operation: str, emit: Callable[[Draft], None] | None = None) -> None:
-        config = getattr(call.instance, "llm_engine", call.instance).model_config
-        adapter = call.get("lora_request")
+        self.operation, self.request_id = operation, call.get("request_id")
         self.samples: list[Sample] = []
-        self.streamed = False
-        super().__init__(
-            emit or probe.emit,
-            engine="vllm",
-            operation=operation,
-            model=served_model(config) if adapter is None else adapter.lora_name,
-            request_id=call.get("request_id"),
-            context=probe.capture(call.get("trace_headers")),
-            swallow=probe.breaker.swallow,
-        )
+        self._config = getattr(call.instance, "llm_engine", call.instance).model_config
+        self._adapter = call.get("lora_request")
+        super().__init__(emit or probe.emit, probe.capture(call.get("trace_headers")), probe.breaker.swallow)
 
     def attach(self, state: Any, submitted: int, *, traced: bool) -> None:
         """vLLM has made its state of one engine request, which is about to be handed to the core."""
@@ -78,9 +73,10 @@ class Request(Recording):
 
     def late(self) -> Mapping[str, Any]:
         """What vLLM's states say, which change no more once all of them have finished."""
-        return self._read(self._marks["ended"], self._outcome, self._error_type) if self.samples else {}
+        return self._read(self._marks["ended"], self._outcome, self._error_type)
 
     def _read(self, now: int, outcome: Outcome, reason: str | None) -> dict[str, Any]:
+        self.model = served_model(self._config) if self._adapter is None else self._adapter.lora_name
         samples, self.samples = self.samples, []
         finishes = {sample.finish for sample in samples}
         if outcome == "ok" and "abort" in finishes:

@@ -73,8 +73,11 @@ def inject(context: Context) -> dict[str, str]:
 
 
 def traced_by_application() -> bool:
-    """Whether the service has set a tracer provider: as a proxy knows, without a look into the environment."""
-    return not isinstance(_UNTIL_SET.get_tracer("otel_llm"), trace.ProxyTracer)
+    """Whether the service has set a tracer provider: without the API's look into the environment, which is dear."""
+    try:
+        return trace._TRACER_PROVIDER is not None
+    except AttributeError:  # not a public name: a proxy knows as well
+        return not isinstance(_UNTIL_SET.get_tracer("otel_llm"), trace.ProxyTracer)
 
 
 def application_tracer_provider() -> trace.TracerProvider | None:

@@ -89,7 +89,7 @@ def test_parts_that_fail_change_nothing(
 ) -> None:
     seen = tiny.Seen()
     if part == "counts":
-        monkeypatch.setattr(call_module.Loop, "settle", fail)
+        monkeypatch.setattr(loop_module.Loop, "ask", fail)
     patcher = Patcher(
         ENGINE,
         fail if part == "emit" else seen.take,
@@ -106,7 +106,9 @@ def test_parts_that_fail_change_nothing(
     assert {str(error) for _, error in errors} == {"broken"}
     assert call_module.current.get() is None
     assert len(seen) == (5 if part == "counts" else 0)
-    assert all(t.output_tokens is None and t.time_to_first_token() for t in seen), "what is known is still told"
+    assert all(timeline.time_to_first_token() for timeline in seen), "what is known is still told"
+    assert [timeline.output_tokens for timeline in seen] == [None, None, 6, 6, 6][: len(seen)]
+    assert {timeline.prompt_tokens for timeline in seen} <= ({None} if tiny.MASKS_KEPT else {6, 18})
 
 
 @pytest.mark.parametrize(

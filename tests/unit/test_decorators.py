@@ -196,12 +196,16 @@ def test_without_instrument_nothing_happens(seen: list[Timeline]) -> None:
     assert seen == []
 
 
+class Asked(Recording):
+    engine, operation = "vllm", "chat"
+
+
 def inner(model: str = "m", **marks: Any) -> None:
     """What an engine's hook does inside a hand-marked request."""
     live = outlet.active
     assert live is not None
-    about = {"engine": "vllm", "operation": "chat", "model": model, "request_id": None}
-    one = Recording(live.emit, **about, context=live.capture())  # type: ignore[arg-type]
+    one = Asked(live.emit, live.capture())
+    one.model = model
     now = time.monotonic_ns()
     stamps = {"submitted": now, "scheduled": now + 1, "first_token": now + 2, "last_token": now + 3, "output_tokens": 2}
     one.close("ok", None, ended=now + 4, **{**stamps, **marks})
@@ -232,8 +236,9 @@ def test_an_engine_that_goes_on_after_the_block_is_a_request_of_its_own(seen: li
     assert live is not None
     with otel_llm.request(model="mine"):
         context = live.capture()
-    about = {"engine": "vllm", "operation": "chat", "model": "late", "request_id": None}
-    Recording(live.emit, **about, context=context).close("ok", None)  # type: ignore[arg-type]
+    late = Asked(live.emit, context)
+    late.model = "late"
+    late.close("ok", None)
     inner("after")
     assert [request.model for request in seen] == ["mine", "late", "after"]
 
