@@ -18,6 +18,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from otel_llm.pipeline.bulk import BulkMeterProvider
+from otel_llm.pipeline.providers import Pipeline
 from otel_llm.report.receiver import Receiver
 from tests.faults.programs import (
     EXIT_LIMIT,
@@ -84,12 +85,33 @@ def test_forks_while_recording_and_exporting(receiver: Receiver, forks: int, abr
     output, errors = finish(start(program, receiver.url, **constantly), timeout=500)
     hung, requests = map(int, output.split())
     assert hung == 0, errors
-    assert counted(receiver) == sorted([*([] if abrupt else [1] * forks), requests])
+    assert counted(receiver) == sorted([*([] if abrupt else [1] * forks), requests]), errors
     spans = receiver.spans()
     assert len({span.span_id for span in spans}) == len(spans)
     assert len(roots(receiver)) == len({span.trace_id for span in spans})
     if not abrupt:  # there the queue overflows
         assert len(roots(receiver)) == requests + forks
+
+
+def test_the_last_collection_may_take_longer_than_an_interval(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Seen to fail with the reader of the SDK, which gives it one interval: nothing arrived.
+
+    So a child of the test above lost its metrics, whose interval is 10 ms, on a machine that did other things too.
+    """
+    for name, value in environment(receiver.url, OTEL_METRIC_EXPORT_INTERVAL="500").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
+    pipeline = Pipeline("tested", frozenset({"metrics"}))
+    assert pipeline.bulk is not None
+    meter = pipeline.bulk.get_meter("meter")
+    meter.create_observable_counter("slow", [lambda _: time.sleep(0.6) or [Observation(1)]])
+    meter.create_observable_counter("next", [lambda _: [Observation(1)]])  # the SDK looks at the clock in between
+    meter.create_counter("counted").add(7)
+    pipeline.shutdown()
+    assert [point.total for point in receiver.points("counted")] == [7]
 
 
 IN_THE_POOL = """
