@@ -69,13 +69,16 @@ class UrandomIds(IdGenerator):
 
 
 class _Reader(PeriodicExportingMetricReader):
-    """The SDK's own, whose last collection has as much time as every other one."""
+    """The SDK's own, whose last collection has as much time as every other one, and which is idle in a forked copy."""
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """Collect and export for the last time."""
         # The SDK gives that one interval: a short one is soon over on a busy machine, and the metrics are lost.
         self._export_interval_millis = max(self._export_interval_millis, self._export_timeout_millis)
         super().shutdown(timeout_millis, **kwargs)
+
+    def _at_fork_reinit(self) -> None:
+        """The SDK starts its thread anew in a forked child, where it would record what its parent was told."""
 
 
 class Pipeline:
