@@ -101,6 +101,9 @@ class Pipeline:
         self.spans = self._traces(resource) if "traces" in signals else None
         self.meter_provider = self._metrics(resource) if "metrics" in signals else None
         quiet_exporters()
+        self._ending = threading.Event()
+        # They wait from the start: an interpreter of Python 3.12 that is about to end starts no thread.
+        self._closers = self._each(self._close, "shutdown")
 
     def _traces(self, resource: Resource) -> DeferredSpanMakers | None:
         found = self._load("traces")
@@ -153,31 +156,42 @@ class Pipeline:
             self._backlog.drain(seconds)
 
     def _close(self) -> None:
+        self._ending.wait()
         if self._backlog is not None:
             self._backlog.close()
 
     def flush(self) -> None:
         """Send what is queued; gives up after ``EXIT_SECONDS``."""
-        self._together(self.drain, "force_flush")
+        self._wait_for(self._each(self.drain, "force_flush"))
 
     def shutdown(self) -> None:
         """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
-        self._together(self._close, "shutdown")
+        self._ending.set()
+        self._wait_for(self._closers)
         if (left := self.loss.waiting()) and not self.loss.outage.lasts:
             faults.logger.warning("otel_llm: the spans of %d requests were not delivered in time before the exit", left)
 
-    def _together(self, record: Callable[[], None], method: str) -> None:
+    def _each(self, record: Callable[[], None], method: str) -> dict[str, threading.Thread]:
         # The SDK's own time-outs reach 30 s each, so they run in threads that
         # the interpreter does not wait for.
-        providers = [provider for provider in (self.spans, self.meter_provider) if provider is not None]
-        threads = [threading.Thread(target=_guarded, args=(record, p, method), daemon=True) for p in providers]
-        for thread in threads:
+        providers = {"spans": self.spans, "metrics": self.meter_provider}
+        threads = {
+            kind: threading.Thread(
+                target=_guarded, args=(record, provider, method), name=f"otel-llm-{method}", daemon=True
+            )
+            for kind, provider in providers.items()
+            if provider is not None
+        }
+        for thread in threads.values():
             thread.start()
+        return threads
+
+    def _wait_for(self, threads: dict[str, threading.Thread]) -> None:
         began = time.monotonic()
         # A server that shuts down flushes, and closes at once after that: both together have the time.
         used = self._waited if began - self._waited_until < EXIT_SECONDS else 0.0
         deadline = began + EXIT_SECONDS - used
-        for thread in threads:
+        for thread in threads.values():
             thread.join(max(0.0, deadline - time.monotonic()))
         self._waited_until = time.monotonic()
         self._waited = used + self._waited_until - began

@@ -109,7 +109,7 @@ def test_a_faulty_collector_harms_no_request_and_its_losses_are_counted(
     protocol: str, fault: str, tmp_path: Path
 ) -> None:
     """
-    Seen to fail: "silent" without the threads of Pipeline._together (the exit took 10 s and more),
+    Seen to fail: "silent" without the threads of Pipeline._each (the exit took 10 s and more),
     "unauthorized" and "unavailable" without _QUIET (a line per batch instead of one) and without the
     tallies (rejected spans counted as exported), "huge" without the session of pipeline/answers.py
     (the process grew by more than 400 MiB).
