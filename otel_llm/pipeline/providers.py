@@ -165,11 +165,15 @@ class Pipeline:
         self._wait_for(self._each(self.drain, "force_flush"))
 
     def shutdown(self) -> None:
-        """Send what is queued and close; gives up after ``EXIT_SECONDS``."""
+        """Send what is queued and close; gives up after ``EXIT_SECONDS``, and says so."""
         self._ending.set()
         self._wait_for(self._closers)
-        if (left := self.loss.waiting()) and not self.loss.outage.lasts:
-            faults.logger.warning("otel_llm: the spans of %d requests were not delivered in time before the exit", left)
+        late = {kind: kind for kind, closer in self._closers.items() if closer.is_alive()}
+        if left := self.loss.waiting():
+            late["spans"] = f"the spans of {left} requests"
+        if late and not self.loss.outage.lasts:
+            said = " and ".join(late.values())
+            faults.logger.warning("otel_llm: %s were not delivered in time before the exit", said)
 
     def _each(self, record: Callable[[], None], method: str) -> dict[str, threading.Thread]:
         # The SDK's own time-outs reach 30 s each, so they run in threads that

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -72,12 +74,16 @@ print(hung, requests)
 """
 
 
+LATE = "were not delivered in time before the exit"
+
+
 @pytest.mark.parametrize("forks", [25, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("abrupt", [False, True], ids=["exit", "os._exit"])
 def test_forks_while_recording_and_exporting(receiver: Receiver, forks: int, abrupt: bool) -> None:
     """
     No child hangs, each counts its own request alone, and no id repeats although each seeds ``random``.
 
+    On a machine that is busy enough a child has no time to deliver: then it has said so.
     Seen to fail without the process's id in PerProcess: children reported the parent's requests as well.
     """
     constantly = {"OTEL_BSP_SCHEDULE_DELAY": "1", "OTEL_METRIC_EXPORT_INTERVAL": "10"}
@@ -85,12 +91,18 @@ def test_forks_while_recording_and_exporting(receiver: Receiver, forks: int, abr
     output, errors = finish(start(program, receiver.url, **constantly), timeout=500)
     hung, requests = map(int, output.split())
     assert hung == 0, errors
-    assert counted(receiver) == sorted([*([] if abrupt else [1] * forks), requests]), errors
+    late = {kind: len(re.findall(rf"^otel_llm: .*\b{kind}\b.* {LATE}$", errors, re.M)) for kind in ("spans", "metrics")}
+    expected = Counter([*([] if abrupt else [1] * forks), requests])
+    arrived = Counter(counted(receiver))
+    missing = expected - arrived
+    assert arrived - expected == Counter(), errors
+    assert missing == Counter([1] * missing[1]), errors
+    assert missing[1] <= late["metrics"], errors
     spans = receiver.spans()
     assert len({span.span_id for span in spans}) == len(spans)
     assert len(roots(receiver)) == len({span.trace_id for span in spans})
     if not abrupt:  # there the queue overflows
-        assert len(roots(receiver)) == requests + forks
+        assert requests + forks - late["spans"] <= len(roots(receiver)) <= requests + forks, errors
 
 
 def test_the_last_collection_may_take_longer_than_an_interval(
@@ -322,6 +334,18 @@ def test_no_end_waits_for_a_silent_collector(ending: str) -> None:
         if took < EXIT_LIMIT + EXIT_SLACK:
             return
     raise AssertionError(took)
+
+
+@pytest.mark.parametrize(
+    ("exporters", "late"),
+    [({}, "the spans of 1 requests and metrics"), ({"OTEL_TRACES_EXPORTER": "none"}, "metrics")],
+    ids=["both", "metrics"],
+)
+def test_what_is_not_delivered_in_time_is_said(exporters: dict[str, str], late: str) -> None:
+    """Seen to fail for the metrics where only the queue of spans was asked what is left."""
+    with black_hole() as endpoint:
+        found = finish(start("otel_llm.instrument()\none()", endpoint, **exporters))
+    assert found == ("", f"otel_llm: {late} {LATE}\n")
 
 
 def test_ids_do_not_repeat_where_random_is_seeded(receiver: Receiver) -> None:
