@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+_PATIENCE = 1.0
+"""Longest time, in seconds, that the end of a process waits for a value that another thread builds."""
+
 T = TypeVar("T")
 
 
@@ -23,11 +26,13 @@ class PerProcess(Generic[T]):
         self._build = build
         self._live: tuple[int, T] | None = None
         self._retired: list[object] = []
-        self._lock = threading.Lock()
+        # A finaliser, or a handler of signals, may come in the middle of building.
+        self._lock = threading.RLock()
+        self._building = False
         os.register_at_fork(after_in_child=self._drop)
 
     def get(self) -> T:
-        """Return the value of this process, building it if need be."""
+        """Return the value of this process, building it if need be. RuntimeError in the middle of building it."""
         live = self._live
         # The pid is read too: a fork from C code does not run the hook.
         if live is not None and live[0] == os.getpid():
@@ -36,8 +41,17 @@ class PerProcess(Generic[T]):
             live = self._live
             if live is None or live[0] != os.getpid():
                 self._retired.append(live)
-                live = self._live = (os.getpid(), self._build())
+                live = self._live = (os.getpid(), self._built())
             return live[1]
+
+    def _built(self) -> T:
+        if self._building:
+            raise RuntimeError("asked for by whoever builds it")
+        self._building = True
+        try:
+            return self._build()
+        finally:
+            self._building = False
 
     def peek(self) -> T | None:
         """Return the value of this process if it was built."""
@@ -45,13 +59,18 @@ class PerProcess(Generic[T]):
         return live[1] if live is not None and live[0] == os.getpid() else None
 
     def discard(self) -> T | None:
-        """Forget the value of this process and return it; the next use builds anew."""
-        with self._lock:
+        """Forget the value of this process and return it; the next use builds anew. Never waits long."""
+        locked = self._lock.acquire(timeout=_PATIENCE)
+        try:
             value = self.peek()
             self._live = None
+        finally:
+            if locked:
+                self._lock.release()
         return value
 
     def _drop(self) -> None:
         self._retired.append(self._live)
         self._live = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._building = False

@@ -316,6 +316,21 @@ def test_an_interpreter_that_starts_no_thread_at_its_end(receiver: Receiver) -> 
     assert counted(receiver) == [1]
 
 
+def test_sigterm_in_the_middle_of_building_the_pipeline() -> None:
+    """Seen to hang with a lock that the handler's own thread holds."""
+    program = """
+    import signal
+    from otel_llm.pipeline import providers
+    signal.alarm(20)
+    providers.quiet_exporters = lambda: signal.raise_signal(signal.SIGTERM)
+    otel_llm.instrument()
+    one()
+    """
+    process = start(program, nobody())
+    assert finish(process) == ("", "")
+    assert process.returncode == -signal.SIGTERM
+
+
 AT_ONCE = ("exception", "SIGTERM in uvicorn.run")
 
 
