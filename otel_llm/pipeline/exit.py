@@ -20,6 +20,9 @@ from otel_llm import faults
 _finalizer: tuple[int, Any] | None = None
 """Process, and what multiprocessing calls at its end."""
 _on_exit: Final[list[Callable[[], None]]] = []
+_closing = False
+_ended_by: int | None = None
+"""The signal that this process dies of when it has closed."""
 
 
 def arm(close: Callable[[], None]) -> None:
@@ -43,11 +46,20 @@ def arm_child() -> None:
 
 
 def _close() -> None:
-    for close in _on_exit:
-        try:
+    global _closing
+    if _closing:
+        return  # a signal, the second one perhaps: whom it interrupts is at it
+    _closing = True
+    try:
+        for close in _on_exit:
             close()
-        except Exception as error:
-            faults.swallow("pipeline.exit", error)
+    except Exception as error:
+        faults.swallow("pipeline.exit", error)
+    finally:
+        _closing = False
+    if _ended_by is not None:
+        signal.signal(_ended_by, signal.SIG_DFL)
+        signal.raise_signal(_ended_by)
 
 
 def _arm_sigterm() -> None:
@@ -60,9 +72,17 @@ def _arm_sigterm() -> None:
 
 
 def _on_sigterm(number: int, _frame: FrameType | None) -> None:
+    global _ended_by
+    _ended_by = number
     _close()
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
+
+
+def _in_child() -> None:
+    global _closing, _ended_by
+    _closing, _ended_by = False, None
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def flush_after(flush: Callable[[], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

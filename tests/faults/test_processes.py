@@ -331,6 +331,51 @@ def test_sigterm_in_the_middle_of_building_the_pipeline() -> None:
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("first", ["sys.exit(0)", "signal.raise_signal(signal.SIGTERM)"])
+def test_sigterm_while_the_process_ends(first: str, receiver: Receiver) -> None:
+    """
+    As where a service manager tells all processes, and the parent its children.
+
+    Seen to fail with a handler that closes what is closing and dies at once: nothing arrived.
+    """
+    program = f"""
+    import signal
+    from otel_llm.pipeline.providers import Pipeline
+    shutdown = Pipeline.shutdown
+    Pipeline.shutdown = lambda self: (signal.raise_signal(signal.SIGTERM), shutdown(self))
+    otel_llm.instrument()
+    one()
+    {first}
+    """
+    process = start(program, receiver.url)
+    assert finish(process) == ("", "")
+    assert process.returncode == -signal.SIGTERM
+    assert len(roots(receiver)) == 1
+    assert counted(receiver) == [1]
+
+
+def test_a_child_that_is_forked_while_its_parent_ends(receiver: Receiver) -> None:
+    """Seen to fail where the child took its parent's end for its own: nothing of it arrived."""
+    program = """
+    import multiprocessing, signal
+    from otel_llm.pipeline.providers import Pipeline
+    shutdown, parent = Pipeline.shutdown, os.getpid()
+    child = multiprocessing.get_context("fork").Process(target=one)
+    def fork_and_shut_down(self):
+        if os.getpid() == parent:
+            child.start()
+            child.join(60)
+            print(child.exitcode, flush=True)
+        shutdown(self)
+    Pipeline.shutdown = fork_and_shut_down
+    otel_llm.instrument()
+    one()
+    signal.raise_signal(signal.SIGTERM)
+    """
+    assert finish(start(program, receiver.url)) == ("0\n", "")
+    assert counted(receiver) == [1, 1]
+
+
 AT_ONCE = ("exception", "SIGTERM in uvicorn.run")
 
 
