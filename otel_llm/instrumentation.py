@@ -258,7 +258,7 @@ def _current_live() -> _Live | None:
         return None
     live = _live.get()
     if not live.settled and any(active.follows()):
-        _retire(_live.discard())
+        _retire(_live.discard(live))
         live = _live.get()
         live.settled = True
     return live
@@ -273,9 +273,9 @@ def _record(recorder: Recorder, said: Emission) -> None:
 
 
 def _retire(live: _Live | None) -> None:
-    """Close a pipeline of ours that the application's providers replace, beside the request."""
+    """Close a pipeline that the application's providers replace, beside the request. The interpreter waits for it."""
     if live is not None and live.pipeline is not None:
-        threading.Thread(target=live.pipeline.shutdown, name="otel-llm-retire", daemon=True).start()
+        threading.Thread(target=live.pipeline.shutdown, name="otel-llm-retire", daemon=False).start()
 
 
 def _shutdown() -> None:

@@ -58,11 +58,13 @@ class PerProcess(Generic[T]):
         live = self._live
         return live[1] if live is not None and live[0] == os.getpid() else None
 
-    def discard(self) -> T | None:
-        """Forget the value of this process and return it; the next use builds anew. Never waits long."""
+    def discard(self, only: T | None = None) -> T | None:
+        """Forget and return the value of this process, or this one only; the next use builds anew. Never waits long."""
         locked = self._lock.acquire(timeout=_PATIENCE)
         try:
             value = self.peek()
+            if only is not None and value is not only:
+                return None
             self._live = None
         finally:
             if locked:

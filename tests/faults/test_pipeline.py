@@ -84,6 +84,54 @@ def test_a_meter_provider_that_comes_alone_is_noticed(receiver: Receiver) -> Non
     assert process.returncode == 0, errors
 
 
+REPLACED = """
+import threading
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from otel_llm import instrumentation
+from otel_llm.pipeline.providers import Pipeline
+otel_llm.instrument()
+one("before")
+trace.set_tracer_provider(TracerProvider())
+"""
+
+
+def test_two_that_notice_the_applications_provider_at_once(receiver: Receiver) -> None:
+    """Seen to fail where the later one forgot, and closed, what the earlier one had built."""
+    program = """
+built, build = [], Pipeline.__init__
+Pipeline.__init__ = lambda self, *args: (built.append(self), build(self, *args))[1]
+follows, others = instrumentation._Active.follows, [threading.Thread(target=one, args=("other",))]
+def later(self):
+    if others:
+        other = others.pop()
+        other.start()
+        other.join()
+    return follows(self)
+instrumentation._Active.follows = later
+one("after")
+print(len(built))
+"""
+    assert finish(start(REPLACED + program, receiver.url)) == ("1\n", "")
+    assert counted(receiver) == [1, 1, 1]
+
+
+def test_a_process_that_ends_while_a_replaced_pipeline_closes(receiver: Receiver) -> None:
+    """Seen to fail with a thread that the interpreter does not wait for: the first request was lost."""
+    program = """
+shutdown = Pipeline.shutdown
+def later(self):
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(0.5)
+    shutdown(self)
+Pipeline.shutdown = later
+one("after")
+"""
+    assert finish(start(REPLACED + program, receiver.url)) == ("", "")
+    assert counted(receiver) == [1, 1]
+    assert len(roots(receiver)) == 1
+
+
 def test_a_provider_that_does_not_count_is_not_asked_at_every_request(receiver: Receiver) -> None:
     """Explicit providers come first. Seen to fail where the application's was asked for a tracer all the same."""
     program = """

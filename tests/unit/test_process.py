@@ -59,3 +59,14 @@ def test_the_end_waits_for_no_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     builder.join()
     assert value.discard() == 7
     assert value.peek() is None
+
+
+def test_one_that_another_has_replaced_is_not_forgotten_for_it() -> None:
+    value = PerProcess(object)
+    first = value.get()
+    assert value.discard(first) is first
+    second = value.get()
+    assert value.discard(first) is None
+    assert value.get() is second
+    assert value.discard() is second
+    assert value.get() is not second
