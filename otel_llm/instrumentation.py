@@ -99,7 +99,7 @@ class _Active:
 
 _STATUS_SECONDS: Final = 0.2
 """Longest that ``status()`` waits for a recording: a log handler may ask in the middle of one."""
-_lock: Final = threading.Lock()
+_lock: Final = PerProcess(threading.Lock)
 _sinks: Final[list[Sink]] = []
 _active: _Active | None = None
 
@@ -137,7 +137,7 @@ def instrument(
     from otel_llm import clients, servers
     from otel_llm.telemetry.context import capture
 
-    with _lock:
+    with _lock.get():
         if _active is not None:
             faults.warn("instrument", "otel_llm: already instrumented, the second instrument() changes nothing")
             return
@@ -156,7 +156,7 @@ def instrument(
 def uninstrument() -> None:
     """Put back exactly what was there and close our pipeline, if there is one."""
     global _active
-    with _lock:
+    with _lock.get():
         if _active is None:
             return
         for patcher in _active.patchers.values():
@@ -279,9 +279,9 @@ def _retire(live: _Live | None) -> None:
 
 
 def _shutdown() -> None:
-    live = _live.discard()
-    if live is not None and live.pipeline is not None:
+    if (live := _live.peek() or _live.discard()) is not None and live.pipeline is not None:
         live.pipeline.shutdown()
+    _live.discard(live)  # only now: who tells while it closes would build another, which nobody closes
 
 
 def _flush() -> None:

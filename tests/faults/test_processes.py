@@ -376,6 +376,47 @@ def test_a_child_that_is_forked_while_its_parent_ends(receiver: Receiver) -> Non
     assert counted(receiver) == [1, 1]
 
 
+@pytest.mark.parametrize("end", ["sys.exit(0)", "signal.raise_signal(signal.SIGTERM)"])
+def test_who_tells_while_the_pipeline_closes_is_taken_in(end: str, receiver: Receiver) -> None:
+    """Seen to fail where a pipeline was forgotten before it closed: the second request was lost, in one of its own."""
+    program = f"""
+    import signal
+    from otel_llm.pipeline.providers import Pipeline
+    shutdown = Pipeline.shutdown
+    Pipeline.shutdown = lambda self: (one(), shutdown(self))
+    otel_llm.instrument()
+    one()
+    {end}
+    """
+    assert finish(start(program, receiver.url)) == ("", "")
+    assert len(roots(receiver)) == 2
+    assert counted(receiver) == [2]
+
+
+def test_a_child_that_is_forked_while_instrument_or_its_undoing_is_at_work(receiver: Receiver) -> None:
+    """Seen to hang with a lock that the child inherits."""
+    program = """
+    import signal, threading
+    from otel_llm.pipeline.providers import Pipeline
+    shutdown, begun, free = Pipeline.shutdown, threading.Event(), threading.Event()
+    Pipeline.shutdown = lambda self: (begun.set(), free.wait(), shutdown(self))
+    otel_llm.instrument()
+    one()
+    undoing = threading.Thread(target=otel_llm.uninstrument)
+    undoing.start()
+    begun.wait()
+    if os.fork() == 0:
+        signal.alarm(10)
+        otel_llm.uninstrument()
+        os._exit(0)
+    print(os.wait()[1])
+    free.set()
+    undoing.join()
+    """
+    assert finish(start(program, receiver.url)) == ("0\n", "")
+    assert counted(receiver) == [1]
+
+
 AT_ONCE = ("exception", "SIGTERM in uvicorn.run")
 
 
