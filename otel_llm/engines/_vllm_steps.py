@@ -37,8 +37,9 @@ class Steps:
         self.ended = 0.0
         self.waiting: list[str] = []
 
-    def begin(self, scheduled: Any, at: float) -> None:
-        """Remember when this was scheduled; under async scheduling the step before still runs."""
+    def begin(self, scheduled: Any, at: float, *, resting: bool) -> None:
+        """Remember when this was scheduled; under async scheduling the step before still runs, if not ``resting``."""
+        self.ended = at if resting else self.ended  # a core in its caller's process keeps a step unread over a pause
         if len(self.begun) < STEPS_LIMIT:
             self.begun[id(scheduled)] = at
 
@@ -90,8 +91,8 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         except Exception as error:
             probe.breaker.swallow(place, error)
 
-    def begin(scheduler: Any, scheduled: Any, at: float) -> None:
-        _of(scheduler).begin(scheduled, at)
+    def begin(scheduler: Any, scheduled: Any, at: float, resting: bool) -> None:
+        _of(scheduler).begin(scheduled, at, resting=resting)
 
     def end(scheduler: Any, scheduled: Any, outputs: Any) -> None:
         _of(scheduler).end(scheduled, outputs, time.monotonic(), busy=bool(scheduler.running))
@@ -99,9 +100,9 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     def schedule(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
-            at = time.monotonic()
+            at, resting = time.monotonic(), not getattr(self, "running", True)
             scheduled = original(self, *args, **kwargs)
-            guarded(begin, "Scheduler.schedule", self, scheduled, at)
+            guarded(begin, "Scheduler.schedule", self, scheduled, at, resting)
             return scheduled
 
         return schedule
@@ -145,6 +146,5 @@ def _read(told: tuple[str, str | None]) -> Iterator[EngineStep]:
 def _of(scheduler: Any) -> Steps:
     found: Steps | None = getattr(scheduler, KEY, None)
     if found is None:
-        found = Steps(scheduler)
-        setattr(scheduler, KEY, found)
+        setattr(scheduler, KEY, found := Steps(scheduler))
     return found

@@ -68,7 +68,7 @@ def test_what_never_ends_is_bounded() -> None:
     steps = counter()
     kept = [batch(output_tokens=(1,)) for _ in range(_vllm_steps.STEPS_LIMIT + 10)]
     for scheduled in kept:
-        steps.begin(scheduled, 0.0)
+        steps.begin(scheduled, 0.0, resting=False)
     assert len(steps.begun) == _vllm_steps.STEPS_LIMIT
     for scheduled in kept:
         steps.end(scheduled, {}, 1.0, busy=True)
@@ -80,11 +80,23 @@ def test_a_step_counts_from_the_end_of_the_one_before_and_an_empty_one_not_at_al
     steps, told = counter(), frontend(None)
     one, empty, two = batch(output_tokens=(1,)), batch(), batch(output_tokens=(2,))
     for scheduled, at in ((one, 10.0), (two, 10.5), (empty, 10.6)):
-        steps.begin(scheduled, at)
+        steps.begin(scheduled, at, resting=scheduled is one)
     steps.end(one, {}, 11.0, busy=True)
     steps.end(empty, {}, 11.2, busy=True)
     steps.end(two, {0: told}, 11.75, busy=False)
     assert told.outputs[0].trace_headers == {_vllm_steps.STEPS: "3;1 1 0 1.000000;1 1 0 0.750000"}
+
+
+def test_a_pause_before_a_step_is_looked_at_is_none_of_its_time() -> None:
+    steps, told = counter(), frontend(None)
+    last, left, first = batch(output_tokens=(1,)), batch(output_tokens=(2,)), batch(new=5)
+    steps.begin(last, 10.0, resting=True)
+    steps.begin(left, 10.5, resting=False)
+    steps.end(last, {}, 11.0, busy=False)
+    steps.begin(first, 20.0, resting=True)
+    steps.end(left, {}, 20.25, busy=True)
+    steps.end(first, {0: told}, 20.75, busy=False)
+    assert told.outputs[0].trace_headers == {_vllm_steps.STEPS: "3;1 1 0 1.000000;1 1 0 0.250000;1 5 5 0.500000"}
 
 
 def test_the_tokens_of_prompts() -> None:
