@@ -46,6 +46,7 @@ def llm(tiny_model: Path) -> Iterator[Any]:
         "max_lora_rank": 8,
         "max_num_seqs": 4,
         "scheduling_policy": "priority",
+        "enable_prompt_embeds": True,
         "kv_transfer_config": {
             "kv_connector": "LateConnector",
             "kv_connector_module_path": "tests.engines.late_connector",
@@ -96,6 +97,16 @@ def test_an_adapter_is_the_model(llm: Any, seen: list[Timeline], adapter: Any) -
     llm.generate([vllm_live.prompt(6)], params(), use_tqdm=False, lora_request=adapter)
     assert (seen[0].model, seen[0].output_tokens) == ("polite", 6)
     assert ask(llm, seen).model == "tiny"
+
+
+def test_a_prompt_that_its_sender_has_embedded(llm: Any, seen: list[Timeline]) -> None:
+    import torch
+
+    embedded = torch.randn(7, llm.llm_engine.model_config.get_hidden_size())
+    llm.generate([{"prompt_embeds": embedded}], params(), use_tqdm=False)
+    (request,) = seen
+    assert (request.operation, request.prompt_tokens, request.output_tokens) == ("text_completion", 7, 6)
+    assert list(phases(request)) == ["preprocess", "queue", "prefill", "decode", "postprocess"]
 
 
 @contextmanager
