@@ -27,9 +27,8 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- made by tools/run_versions.py -->\n", "<!-- end -->\n"
 
 RUN = ("0.27.1", "0.30.0", "0.32.0")
-TESTS = tuple(
-    f"tests/engines/test_vllm_{name}.py" for name in ("offline", "async", "state", "paths", "pooling", "beside_tracing")
-)
+PARTS = ("offline", "async", "state", "paths", "pooling", "beside_tracing", "media", "media_offline", "parallel")
+TESTS = tuple(f"tests/engines/test_vllm_{part}.py" for part in PARTS)
 RUN_TRANSFORMERS = ("4.51.3", "4.57.6", "5.8.1", "5.23.0")
 TESTS_TRANSFORMERS = tuple(
     str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("tests/engines/test_transformers*"))
