@@ -77,7 +77,7 @@ def parallel(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Paral
     from vllm import LLM, envs
     from vllm.platforms.cpu import CpuPlatform
 
-    envs.disable_envs_cache()  # an engine of before has made it
+    envs.disable_envs_cache()  # which an engine of before has made
     check = CpuPlatform.check_and_update_config
 
     def as_asked(config: Any) -> None:
@@ -95,6 +95,7 @@ def parallel(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Paral
     yield Parallel(request.param, llm.llm_engine, metrics)
     llm.llm_engine.engine_core.shutdown()
     patch.undo()
+    envs.disable_envs_cache()
     otel_llm.uninstrument()
 
 
