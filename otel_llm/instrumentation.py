@@ -209,22 +209,22 @@ def add_sink(sink: Sink) -> Callable[[], None]:
 def emit(said: Emission) -> None:
     """Take a finished request, or what an engine says of itself. Never raises."""
     try:
-        if isinstance(said, (Timeline, Draft)):
+        if asks := isinstance(said, (Draft, Timeline)):  # not at every step
             edge = getattr(said.context, "edge", None)
             if edge is not None and edge.collect(said):
                 return
-            if (request := said.timeline() if isinstance(said, Draft) and _sinks else said) is None:
-                return
-            said = request
+            if _sinks and isinstance(said, Draft):
+                if (request := said.timeline()) is None:
+                    return
+                said = request
         if (active := _active) is not None:
             live = _live.get()
-            asks = isinstance(said, (Timeline, Draft))  # not at every step
             if asks and (live.outdated or (not live.settled and active.traced())):
                 live = _current_live() or live
             live.take(said)
     except Exception as error:
         faults.swallow("emit", error)
-    if isinstance(said, Timeline):
+    if _sinks and isinstance(said, Timeline):
         for sink in tuple(_sinks):
             try:
                 sink(said)
