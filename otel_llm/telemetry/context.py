@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,6 +17,14 @@ from otel_llm import edge, faults
 _UNTIL_SET: Final = trace.ProxyTracerProvider()
 # W3C trace context alone: baggage from outside is never read.
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
+_LONGEST_PARENT: Final = 512
+_LONGEST_STATE: Final = 8192
+_MOST_MEMBERS: Final = 32
+_MEMBER: Final = re.compile(
+    r"([a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+"""https://www.w3.org/TR/trace-context/#tracestate-header-field-values"""
 
 
 class Captured:
@@ -61,8 +70,21 @@ def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Conte
 
 
 def extract(headers: Mapping[str, str], into: Context | None = None) -> Context:
-    """Return the context that W3C ``traceparent`` and ``tracestate`` carry."""
-    return _PROPAGATOR.extract(headers, into)
+    """
+    Return the context that W3C ``traceparent`` and ``tracestate`` carry.
+
+    The propagator logs what it cannot use, and quotes it, at every request: it is not given that.
+    """
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if len(parent) > _LONGEST_PARENT:
+        parent = ""
+    return _PROPAGATOR.extract({"traceparent": parent, "tracestate": _usable(state)}, into)
+
+
+def _usable(state: str) -> str:
+    members = [member for member in (part.strip(" \t") for part in state.split(",")) if member]
+    usable = len(state) <= _LONGEST_STATE and len(members) <= _MOST_MEMBERS and all(map(_MEMBER.fullmatch, members))
+    return ",".join(members) if usable else ""
 
 
 def inject(context: Context) -> dict[str, str]:

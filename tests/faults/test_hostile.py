@@ -184,6 +184,7 @@ TRACEPARENTS = (
     b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-zz",
     b"\xff\xfe\x00",
     b"00-" + "\u0660".encode() * 32 + b"-b7ad6b7169203331-01",
+    b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     b"",
 )
 CANARY = "canary-b5c1"
@@ -196,7 +197,7 @@ def test_nothing_private_leaves(protocol: str, tmp_path: Path) -> None:
     Prompts, errors that quote them, baggage, cookies, URLs, credentials: in no exported byte and no line of a log.
 
     Everything logs at DEBUG, but for uvicorn itself. Seen to fail with the exception, instead of the lines of its
-    traceback, in faults.warn.
+    traceback, in faults.warn; and with a trace state that the propagator is given as it came, and quotes.
     """
     program = (
         """
@@ -213,8 +214,8 @@ otel_llm.add_sink(broken)
     )
     entries = b",".join(b"key%d=%s-%d" % (number, CANARY.encode(), number) for number in range(180))
     private = (
-        b"authorization: Bearer %b\r\ncookie: id=%b\r\nx-otel-llm-timing: %b\r\nuser-agent: %b\r\n"
-        % ((CANARY.encode(),) * 4)
+        b"authorization: Bearer %b\r\ncookie: id=%b\r\nx-otel-llm-timing: %b\r\nuser-agent: %b\r\ntracestate: %b\r\n"
+        % ((CANARY.encode(),) * 5)
         + b"baggage: " + entries + b"\r\n"
     )  # fmt: skip
     with collector(protocol, "healthy", tmp_path) as to:

@@ -80,6 +80,29 @@ def test_trace_headers(traceparent: str, tracestate: str) -> None:
     context.extract({"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": tracestate})
 
 
+@pytest.mark.parametrize(
+    ("state", "followed"),
+    [
+        ("a=b, 1@c=d e ,", "a=b,1@c=d e"),
+        ("what stands in it", None),
+        ("a=\x9b31m", None),
+        (",".join(f"a{number}=b" for number in range(32)), ",".join(f"a{number}=b" for number in range(32))),
+        (",".join(f"a{number}=b" for number in range(33)), None),
+        ("a=" + 8191 * "b", None),
+        ("a=b,a=c", None),
+    ],
+)
+def test_a_trace_state_that_cannot_be_used_is_in_no_log(
+    state: str, followed: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seen to fail with the propagator alone, which quotes a client in a line of the log for each of its requests."""
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    carried = context.inject(context.extract({"traceparent": parent, "tracestate": state}))
+    assert carried == {"traceparent": parent, **({"tracestate": followed} if followed else {})}
+    context.extract({"traceparent": parent + "-" + "x" * 600, "tracestate": state})
+    assert caplog.records == []
+
+
 @given(some.binary(max_size=400))
 def test_messages(body: bytes) -> None:
     for read in (otlp.spans, otlp.points):
