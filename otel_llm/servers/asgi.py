@@ -17,6 +17,7 @@ from typing import Any, Final
 from otel_llm import edge, faults, outlet, pairing, routes, sse, tcp
 from otel_llm.servers import _delivery
 from otel_llm.servers._connection import Connection
+from otel_llm.servers._telling import Telling, is_stream
 from otel_llm.timeline import Outcome
 
 Scope = MutableMapping[str, Any]
@@ -34,7 +35,6 @@ BLOCKED_NS: Final = 1_000_000
 _READ: Final = (b"traceparent", b"tracestate", pairing.ASK.encode())
 """All headers that are looked at."""
 
-_ENDS: Final = sse.ENDS
 _ROUTES_KEPT: Final = 128
 _reached: Final[dict[str, tuple[str, str]]] = {}
 """Routes that have led to an engine, and to which: their failures are requests too."""
@@ -44,7 +44,6 @@ class Exchange:
     """One HTTP request: stands between the application and ``send``."""
 
     __slots__ = (
-        "_asked",
         "_connection",
         "_edge",
         "_flow",
@@ -54,13 +53,15 @@ class Exchange:
         "_send",
         "_status",
         "_stream",
+        "_telling",
     )
 
     def __init__(self, out: outlet.Outlet, scope: Scope, send: Send, connection: Connection) -> None:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ()) if name in _READ
         }
-        self._asked = headers.pop(pairing.ASK, "") == "1" and out.timing
+        asked = headers.pop(pairing.ASK, "") == "1"
+        self._telling = Telling() if asked and out.timing else None
         self._edge = edge.ServerEdge(out.emit, out.capture, headers)
         edge.current.set(self._edge)
         self._scope, self._send, self._connection = scope, send, connection
@@ -75,15 +76,15 @@ class Exchange:
             self._quick
             and not self._flow.write_paused
             and message.get("more_body")
-            and not (self._asked and _may_end(message.get("body", b"")))
+            and not (self._telling and self._telling.may_end(message.get("body", b"")))
         ):
             return self._send(message)
         return self._watched(message)
 
     async def _watched(self, message: Message) -> None:
-        if self._asked:
+        if self._telling:
             try:
-                message = self._told(message)
+                message = self._told(self._telling, message)
             except Exception as error:
                 faults.swallow("asgi.timing", error)
         flow = self._flow
@@ -100,25 +101,11 @@ class Exchange:
         except Exception as error:
             faults.swallow("asgi.sent", error)
 
-    def _told(self, message: Message) -> Message:
-        """The message with the server's times in it, if this is where they belong."""
-        if message["type"] == "http.response.start":
-            if _is_stream(message):
-                return message
-            timing = self._timing()
-            if timing is None:
-                return message
-            value = pairing.to_header(timing).encode("latin-1")
-            return {**message, "headers": [*message.get("headers", ()), (pairing.HEADER.encode(), value)]}
-        body = message.get("body", b"")
-        place = body.rfind(b"data: " + sse.DONE) if self._stream else -1
-        if place < 0 or (place > 0 and body[place - 1 : place] != b"\n"):
-            return message
-        self._asked = False
-        timing = self._timing()
-        if timing is None:
-            return message
-        return {**message, "body": body[:place] + pairing.to_comment(timing) + body[place:]}
+    def _told(self, telling: Telling, message: Message) -> Message:
+        message = telling.told(message, self._timing)
+        if telling.over:
+            self._telling = None
+        return message
 
     def _timing(self) -> pairing.ServerTiming | None:
         connection = self._connection
@@ -135,10 +122,10 @@ class Exchange:
     def _sent(self, message: Message, now: int) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self._stream = _is_stream(message)
+            self._stream = is_stream(message)
         elif message["type"] == "http.response.body":
             if not self._quick:
-                self._look(message.get("body", b""), now)
+                self._look(bytes(message.get("body", b"")), now)
             if not message.get("more_body"):
                 outcome, reason = _meaning(self._status)
                 if self._connection.gone():
@@ -271,17 +258,6 @@ def _settle(server: edge.ServerEdge) -> None:
         loop.call_later(LINGER_SECONDS, server.report)
     else:
         server.report()
-
-
-def _may_end(body: bytes) -> bool:
-    return body[-3:-2] != sse.BRACE and body.endswith(_ENDS)
-
-
-def _is_stream(start: Message) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-        for name, value in start.get("headers", ())
-    )
 
 
 def _meaning(status: int) -> tuple[Outcome, str | None]:

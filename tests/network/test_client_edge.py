@@ -221,6 +221,68 @@ def test_a_message_without_a_body(telling: None, recorded: Recorded) -> None:
         connection.close()
 
 
+def whole_answer(port: int) -> bytes:
+    """To a client that asks for times; complete or not."""
+    with post(port, headers=ASK + "connection: close\r\n", path="/v1/completions") as connection:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+END = b"data: [DONE]\n\n"
+UNTOLD: dict[str, tuple[list[tuple[bytes, bytes]], list[bytes]]] = {
+    "an end with a name": ([], [event("t"), b"event: end\n" + END]),
+    "an end with a name, in two pieces": ([], [event("t"), b"event: end\n", END]),
+    "an end of two lines": ([], [event("t"), b"data: x\n" + END]),
+    "what looks like an end, after half a line": ([], [event("t"), b"data: it ends with ", END]),
+    "a length that is given": ([(b"content-length", str(len(event("t") + END)).encode())], [event("t"), END]),
+    "what is packed": ([(b"content-encoding", b"x")], [event("t"), END]),
+}
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_no_times_where_they_would_change_the_answer(telling: None, recorded: Recorded, name: str) -> None:
+    """Seen to fail with a comment before any ``data: [DONE]``: another event, or an error for a length exceeded."""
+    headers, pieces = UNTOLD[name]
+
+    async def saying(scope: Any, receive: Any, send: Any) -> None:
+        await read(receive)
+        with otel_llm.request(model="m", engine="test") as request:
+            request.tokens(1)
+        given = [(b"content-type", b"text/event-stream"), *headers]
+        await send({"type": "http.response.start", "status": 200, "headers": given})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    with serving(saying) as port:
+        received = whole_answer(port)
+    assert b"otel-llm" not in received
+    assert [piece for piece in pieces if piece not in received] == []
+
+
+def test_times_are_told_whatever_form_an_answer_has(telling: None, recorded: Recorded) -> None:
+    """
+    Headers that can be read once, a body that is a memoryview, a stream that is sent line by line.
+
+    Seen to fail with a look at the headers that leaves none, and with an ``endswith`` that a memoryview has not.
+    """
+
+    async def odd(scope: Any, receive: Any, send: Any) -> None:
+        await read(receive)
+        with otel_llm.request(model="m", engine="test") as request:
+            request.tokens(1)
+        headers = iter([(b"content-type", b"text/event-stream"), (b"x-own", b"1")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for line in (event("a"), b": \n", b"\n", *(event("b") + END).splitlines(keepends=True)):
+            await send({"type": "http.response.body", "body": memoryview(line), "more_body": True})
+        await send({"type": "http.response.body", "body": memoryview(b"")})
+
+    with serving(odd) as port:
+        received = whole_answer(port)
+    assert b"x-own: 1" in received
+    assert received.count(b": otel-llm {") == 1
+    assert received.index(event("b").strip()) < received.index(b": otel-llm {") < received.index(END.strip())
+
+
 def test_times_are_not_told_unless_the_operator_allows(recorded: Recorded) -> None:
     with serving(stepwise) as port:
         connection = post(port, headers=ASK, path="/v1/completions")
