@@ -21,7 +21,7 @@ from otel_llm.timeline import ENGINE_PHASES, Outcome, ending, wall_offset
 sinks: Final[list[Callable[[ClientTimeline], None]]] = []
 """Called with every finished attempt, as data."""
 
-_MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\\\]|\\\\.){1,256})"')
+_MODEL: Final = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.){1,256}")')
 _METRICS: Final = re.compile(rb'"metrics"\s*:\s*(?={)')
 _SEARCHED: Final = 1 << 16
 """Bytes at either end of a request that are searched for the model's name."""
@@ -34,6 +34,11 @@ _TAIL: Final = 16
 """Last chunks of a stream that are kept: they hold what the server says at the end."""
 _HEAD: Final = 1 << 18
 """Most bytes of a stream that are kept in search of the first token."""
+SPARE_NS: Final = 20_000_000
+"""
+How much longer than its client waited a server may say that it was at work,
+beside a thousandth: it dates an arrival by ticks of its kernel, up to 10 ms.
+"""
 
 
 def begin(
@@ -161,6 +166,8 @@ class Attempt:
         outcome, reason = self._outcome(error)
         if self._stream and error is None:
             self._server = pairing.from_comment(tail)
+        if self._server is not None and not self._fits(self._server, now):
+            self._server = None
         info = tcp.read(self.socket)
         timeline = ClientTimeline(
             **self._about,
@@ -187,6 +194,11 @@ class Attempt:
         for sink in tuple(sinks):
             sink(timeline)
 
+    def _fits(self, server: pairing.ServerTiming, ended: int) -> bool:
+        """Whether the server can have been at work for so long: no longer than this client waited for it."""
+        waited = ended - (self.started if self.sent is None else self.sent)
+        return server.total <= waited + waited // 1000 + SPARE_NS
+
     def _outcome(self, error: BaseException | None) -> tuple[Outcome, str | None]:
         if error is None and self._status is not None and self._status >= 400:
             return ("reject" if self._status < 500 else "error"), str(self._status)
@@ -212,7 +224,13 @@ def _model(body: object) -> str | None:
     if not isinstance(body, (bytes, bytearray)):
         return None
     found = _MODEL.search(body[:_SEARCHED]) or _MODEL.search(body[-_SEARCHED:])
-    return None if found is None else found.group(1).decode("utf-8", "replace")
+    if found is None:
+        return None
+    written = found.group(1).decode("utf-8", "replace")
+    try:
+        return str(json.loads(written))
+    except ValueError:
+        return written[1:-1]
 
 
 def _count(value: object) -> int:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from otel_llm import pairing, sse
+from otel_llm.clients import _attempt
 from otel_llm.report import otlp
 from otel_llm.report.receiver import Receiver
 from otel_llm.report.requests import requests
@@ -72,6 +73,19 @@ def test_a_giant_event_is_not_parsed() -> None:
     role = b'data: {"choices": [{"delta": {"role": "%b"}}]}\n\n'
     assert not sse.bears_token(role % b"assistant")
     assert sse.bears_token(role % (b"a" * sse.LARGEST))
+
+
+@given(some.text(some.characters(exclude_categories=["Cs"]), min_size=1, max_size=25), values, some.booleans())
+def test_a_model_is_named_as_json_writes_it(name: str, prompt: Any, escaped: bool) -> None:
+    """Seen to fail with an escape taken for two backslashes: a name with a quote or beyond ASCII was none."""
+    body = json.dumps({"model": name, "prompt": prompt}, ensure_ascii=escaped)
+    assert _attempt._model(body) == _attempt._model(body.encode("utf-8", "replace")) == name
+
+
+@given(some.binary(max_size=300).map(lambda junk: b'{"model":"' + junk))
+def test_a_model_in_what_is_no_json(body: bytes) -> None:
+    for written in (body, body.decode("utf-8", "surrogateescape")):
+        assert len(_attempt._model(written) or "") <= 256
 
 
 @given(some.text(alphabet=some.characters(max_codepoint=255)), some.text(alphabet=some.characters(max_codepoint=255)))

@@ -20,6 +20,7 @@ from live import Recorded, phases, serving
 from test_server_edge import TICK, Send, answer, event, head, post, quick, read, start, stepwise
 
 import otel_llm
+from otel_llm import pairing
 
 BODY = {"model": "m", "prompt": "p", "ignore_eos": True}
 ASK = "x-otel-llm-timing: 1\r\n"
@@ -67,6 +68,8 @@ class Foreign(http.server.BaseHTTPRequestHandler):
             usage["metrics"] = {"time_to_first_token_ms": 30.0, "generation_time_ms": 50.0, "queue_time_ms": 20.0}
         found = [b": keep-alive\n\n"]
         found += [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in (role, text, text, usage)]
+        if self.path.startswith("/forged"):
+            found.append(pairing.to_comment(pairing.ServerTiming({"decode": 3600 * 10**9}, "vllm")))
         return [*found, b"data: [DONE]\n\n"]
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
@@ -117,6 +120,17 @@ def test_what_vllm_itself_says_of_its_engine(recorded: Recorded, foreign: tuple[
         "decode": 50_000_000,
     }
     assert sum(found.values()) == attempt.duration
+
+
+def test_a_server_that_says_more_than_fits_is_not_believed(
+    recorded: Recorded, foreign: tuple[str, list[dict[str, str]]]
+) -> None:
+    """Seen to fail with whatever is well-formed believed: an hour of decode, and minus an hour of network."""
+    with httpx.Client(trust_env=False) as client:
+        client.post(f"{foreign[0]}/forged/v1/chat/completions", json=BODY)
+    (attempt,) = recorded.attempts
+    assert (attempt.server, attempt.provider, attempt.method) == (None, "openai", "client_tcp")
+    assert min(attempt.phases().values()) >= 0
 
 
 def test_refused_and_retried(recorded: Recorded, foreign: tuple[str, list[dict[str, str]]]) -> None:
