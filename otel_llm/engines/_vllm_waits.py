@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Generator, Iterable
-from math import isfinite
 from typing import Any, Final
 
 from otel_llm.patching import Call, Hook, Probe, Returned
@@ -25,6 +24,8 @@ GRAMMAR_READY: Final = "otel-llm-grammar-ready"
 """When the grammar of structured output was compiled, seconds of the core's monotonic clock."""
 KV_TRANSFER: Final = "otel-llm-kv-transfer"
 """Seconds for which the request waited for keys and values from elsewhere."""
+LONGEST: Final = 1e9
+"""Seconds that make sense: 31 years, of a request or of a host."""
 _LOADING: Final = "_otel_llm_loading"
 
 
@@ -39,7 +40,7 @@ def received(headers: Any, key: str) -> float | None:
         seconds = float(headers[key])
     except (KeyError, ValueError):
         return None
-    return seconds if isfinite(seconds) else None
+    return seconds if 0 <= seconds < LONGEST else None
 
 
 def note(processor: Any, outputs: Iterable[Any]) -> None:

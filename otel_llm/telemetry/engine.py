@@ -118,6 +118,9 @@ class EngineWriter:
                     engine.totals[field] += counted
 
     def _new(self, said: EngineState | EngineStep) -> _Engine | None:
+        if not -(1 << 63) <= said.rank < 1 << 63:  # an exporter leaves such a label out: engines would be mixed up
+            faults.warn("engine.rank", "otel_llm: an engine of %s has no such number, it is left out", said.engine)
+            return None
         with self._lock:
             if len(self._engines) >= ENGINE_LIMIT:
                 faults.warn("engine.limit", "otel_llm: more than %d engines, later ones are left out", ENGINE_LIMIT)

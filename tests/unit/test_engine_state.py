@@ -76,6 +76,14 @@ def test_a_gauge_is_the_last_and_a_count_the_sum_per_engine(collected: Collected
     }
 
 
+@pytest.mark.parametrize("rank", [-(1 << 63) - 1, 1 << 63, 10**30])
+def test_an_engine_whose_number_no_exporter_takes_is_left_out(rank: int, collected: Collected) -> None:
+    """Seen to fail with such a label recorded: the encoder drops it, and the series of several engines are one."""
+    collected.recorder.record(state(rank=rank, running=1))
+    collected.recorder.record(EngineStep("vllm", "m", rank, 1, 1))
+    assert collected.points() == {}
+
+
 def test_steps_are_part_of_the_collection_that_follows(collected: Collected) -> None:
     collected.recorder.record(EngineStep("vllm", "m", 0, 3, 30, 28, 0.5))
     first = {

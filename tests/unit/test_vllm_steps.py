@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace as Object
 from typing import Any
 
-from otel_llm.engines import _vllm_state, _vllm_steps
+import pytest
+
+from otel_llm.engines import _vllm_state, _vllm_steps, _vllm_waits
 from otel_llm.patching import Call
 
 
@@ -111,3 +113,13 @@ def test_engines_of_several_api_servers_are_shared() -> None:
     watched = _vllm_state.Watched(Call({}, None, (), {"vllm_config": config, "engine_idxs": [2, 3], "client_count": 2}))
     assert (watched.model, watched.engines, watched.shared) == ("served", (2, 3), "a1b2c")
     assert _vllm_state.Watched(Call({}, None, (), {"vllm_config": config})).shared is None
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [("1.5", 1.5), ("0.0", 0.0), ("1e300", None), ("-1", None), ("nan", None), ("inf", None), ("", None)],
+)
+def test_waits_that_make_no_sense(said: str, believed: float | None) -> None:
+    """Seen to fail with any finite number believed: nanoseconds of 1e300 s cannot be counted, the request was lost."""
+    assert _vllm_waits.received({_vllm_waits.GRAMMAR_READY: said}, _vllm_waits.GRAMMAR_READY) == believed
+    assert _vllm_waits.received({}, _vllm_waits.GRAMMAR_READY) is None
