@@ -82,7 +82,7 @@ class Summary:
     def shares(self) -> dict[str, float]:
         """Part of all time spent in each phase, 0 to 1."""
         total = sum(spread.mean for spread in self.phases.values())
-        return {name: spread.mean / total for name, spread in self.phases.items()} if total else {}
+        return {name: spread.mean / total if total else 0.0 for name, spread in self.phases.items()}
 
 
 def summarise(level: Level, requests: Sequence[Request], now: int) -> Summary:
@@ -145,7 +145,7 @@ def growth(before: Summary, after: Summary) -> dict[str, float] | None:
     if before.duration is None or after.duration is None:
         return None
     grown = after.duration.mean - before.duration.mean
-    if grown < before.duration.mean / 5:
+    if grown <= 0 or grown < before.duration.mean / 5:
         return None
     names = [name for name in PHASE_ORDER if name in before.phases or name in after.phases]
     return {name: (_mean(after, name) - _mean(before, name)) / grown for name in names}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_llm.report import findings
+from otel_llm.report import findings, tables
 from otel_llm.report.levels import Exchange, Level, Spread, growth, summarise
 from tests.report.made import MS, request
 
@@ -39,6 +39,14 @@ def test_only_the_requests_of_the_level_count() -> None:
     assert summary.time_per_output_token == Spread(5 * MS, 5 * MS)
     assert summary.client_duration == Spread(120 * MS, 120 * MS)
     assert summary.client_time_to_first_token == Spread(30 * MS, 30 * MS)
+
+
+def test_requests_that_took_no_time() -> None:
+    """As spans from outside may say. Seen to fail with no share of nothing, and with a growth from 0 to 0."""
+    nothing = summarise(level(exchange("a")), [request("a", 100, {"queue": 0, "decode": 0})], 0)
+    assert nothing.shares == {"queue": 0.0, "decode": 0.0}
+    assert growth(nothing, nothing) is None
+    assert tables.phases([nothing], 100)
 
 
 def test_rates_count_what_lies_in_the_window() -> None:
