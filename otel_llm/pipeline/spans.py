@@ -39,6 +39,9 @@ BATCH = 56
 _BREATH = 8
 """Requests after which the thread lets others run; the interpreter alone would let them wait 5 ms."""
 
+_LARGEST_SETTING = 999_999_999
+"""As milliseconds 11 days; a thread that is to wait for 292 years raises."""
+
 _RANDOM = 0x02
 """Trace flag of level 2 of W3C Trace Context: the trace id is random."""
 
@@ -242,6 +245,6 @@ def breathing(batch: Sequence[Decided], breathe: Callable[[], None]) -> Any:
 
 
 def setting(name: str, default: int) -> int:
-    """A positive whole number from the environment."""
-    found = os.environ.get(name, "").strip()
-    return int(found) if found.isdecimal() and int(found) else default
+    """A positive whole number from the environment, at most ``_LARGEST_SETTING``."""
+    found = os.environ.get(name, "").strip().lstrip("0")
+    return min(int(found[:10]), _LARGEST_SETTING) or default if found.isdecimal() else default

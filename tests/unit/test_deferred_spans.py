@@ -324,3 +324,14 @@ def test_a_full_batch_leaves_before_its_time(monkeypatch: pytest.MonkeyPatch) ->
         time.sleep(0.01)
     assert len(exporter.spans) == 6 * spans.BATCH
     makers.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("7", 7), (" 0999999999 ", 999_999_999), ("9" * 20, 999_999_999), ("9" * 5000, 999_999_999), ("0", 5), ("²", 5)],
+)
+def test_a_setting_that_no_wait_can_take(value: str, meant: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail with any number: the thread that is to wait so long raises, and no span is ever sent."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", value)
+    assert spans.setting("OTEL_BSP_SCHEDULE_DELAY", 5) == meant
+    assert meant / 1000 < threading.TIMEOUT_MAX
