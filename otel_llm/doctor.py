@@ -70,12 +70,17 @@ def _collector() -> Finding:
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or (
         "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
     )
-    url = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
-    port = url.port or (443 if url.scheme == "https" else 4317 if protocol == "grpc" else 80)
+    try:
+        url = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+        port = url.port or (443 if url.scheme == "https" else 4317 if protocol == "grpc" else 80)
+    except ValueError:
+        return Finding("collector", False, "OTEL_EXPORTER_OTLP_ENDPOINT is no address")
     # Host and port only: the URL may hold credentials.
     place = f"{url.hostname}:{port} ({protocol})"
     try:
         socket.create_connection((url.hostname or "localhost", port), _CONNECT_SECONDS).close()
     except OSError as error:
         return Finding("collector", False, f"{place}: {error.strerror or type(error).__name__}")
+    except ValueError:  # no name of a host has such characters, or so many
+        return Finding("collector", False, f"{place}: no such host")
     return Finding("collector", True, f"{place}: accepts connections")

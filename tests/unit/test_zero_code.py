@@ -104,3 +104,19 @@ def test_the_doctor_says_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch)
     assert findings["collector"].ok is False
     assert "127.0.0.1:9" in findings["collector"].detail
     assert "secret" not in str(findings)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("http://user:secret@[::1", "OTEL_EXPORTER_OTLP_ENDPOINT is no address"),
+        ("http://user:secret@h:99999", "OTEL_EXPORTER_OTLP_ENDPOINT is no address"),
+        ("user:secret@" + "h" * 64, "h" * 64 + ":4317 (grpc): no such host"),
+    ],
+)
+def test_the_doctor_says_that_an_address_is_none(endpoint: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail with an address that is taken apart unguarded: a traceback instead of all findings."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    findings = {finding.subject: finding for finding in doctor.examine(load=False)}
+    assert (findings["collector"].ok, findings["collector"].detail) == (False, said)
