@@ -84,7 +84,7 @@ def _export(folder: Path, *, native: bool) -> int:
 def _push(url: str, *, dry_run: bool, native: bool) -> int:
     from otel_llm import dashboards
 
-    token = os.environ.get(dashboards.TOKEN, "")
+    token = os.environ.get(dashboards.TOKEN, "").strip()  # a file that it was read from ends with a line end
     if not token:
         print(f"otel-llm dashboards push: {dashboards.TOKEN} is not set", file=sys.stderr)
         return 2

@@ -11,8 +11,11 @@ import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, Literal
+
+from otel_llm import sanitize
 
 Model = dict[str, Any]
 State = Literal["created", "updated", "unchanged"]
@@ -130,20 +133,27 @@ def _own(model: Model) -> Model:
 
 def _ask(url: str, path: str, token: str, body: Model | None = None) -> Model | None:
     """Return the answer, None if there is no such dashboard."""
-    request = urllib.request.Request(
-        url.rstrip("/") + path,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-    )
+    if not (token.isascii() and token.isprintable()):  # else the error would quote it
+        raise GrafanaError("the token has characters that no token has")
+    try:
+        request = urllib.request.Request(
+            url.rstrip("/") + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+    except ValueError:
+        raise GrafanaError(f"{url} is no http address") from None
     if request.type not in ("http", "https"):
         raise GrafanaError(f"{url} is no http address")
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
-            content: Model = json.load(answer)
-            return content
+            content = json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code == 404 and body is None:
             return None
-        raise GrafanaError(f"{url} answered {error.code} {error.reason} for {path}") from None
-    except (OSError, ValueError) as error:
-        raise GrafanaError(f"{url} did not answer as a Grafana does ({error})") from None
+        raise GrafanaError(f"{url} answered {error.code} {sanitize.text(error.reason)} for {path}") from None
+    except (OSError, ValueError, HTTPException, RecursionError) as error:
+        raise GrafanaError(f"{url} did not answer as a Grafana does ({sanitize.text(str(error))})") from None
+    if not isinstance(content, dict) or not (body or isinstance(content.get("dashboard"), dict)):
+        raise GrafanaError(f"{url} did not answer as a Grafana does (no dashboard in it)")
+    return content

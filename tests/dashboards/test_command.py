@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,3 +145,58 @@ def test_push_without_a_token_asks_nobody(
     monkeypatch.delenv("GRAFANA_TOKEN")
     assert main(["dashboards", "push", grafana.url]) == 2
     assert "GRAFANA_TOKEN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"{}",
+        b"[]",
+        b'{"dashboard": []}',
+        b"[" * 100_000,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}",
+        b"\x1b[31m",
+    ],
+    ids=["nothing", "a list", "another dashboard", "depth", "cut off", "no HTTP"],
+)
+def test_push_to_what_answers_as_no_grafana_does(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail with whatever is JSON taken for a dashboard: a traceback."""
+    monkeypatch.setenv("GRAFANA_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    whole = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + answer if answer[:1] in b"{[" else answer
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def once() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(whole)
+
+        thread = threading.Thread(target=once)
+        thread.start()
+        assert main(["dashboards", "push", f"http://127.0.0.1:{listening.getsockname()[1]}"]) == 1
+        thread.join()
+    said = capsys.readouterr().err.removesuffix("\n")
+    assert "did not answer as a Grafana does" in said
+    assert said.isprintable()
+
+
+@pytest.mark.parametrize("url", ["http://[", "grafana", "http://h /"])
+def test_push_to_what_is_no_address(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail with an address that is taken apart unguarded: a traceback."""
+    monkeypatch.setenv("GRAFANA_TOKEN", TOKEN)
+    assert main(["dashboards", "push", url]) == 1
+    assert url in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("end", "status"), [("\r\n", 0), ("\rx", 1), ("é", 1)])
+def test_a_token_is_in_no_message(
+    end: str, status: int, grafana: Grafana, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail with the token as it stands in a file: the error for a header with a line end quotes it."""
+    monkeypatch.setenv("GRAFANA_TOKEN", TOKEN + end)
+    assert main(["dashboards", "push", "--dry-run", grafana.url]) == status
+    assert TOKEN not in capsys.readouterr().err
