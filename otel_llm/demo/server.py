@@ -143,7 +143,7 @@ def _group_alive(group: int) -> bool:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             # The name before the last parenthesis may hold anything; state, parent and group follow it.
-            state, _, member = entry.read_text().rpartition(")")[2].split()[:3]
+            state, _, member = entry.read_text(errors="replace").rpartition(")")[2].split()[:3]
             if int(member) == group and state not in "ZX":
                 return True
     return False
