@@ -37,14 +37,6 @@ def text(value: object, limit: int = TEXT_LIMIT) -> str:
         return INVALID
 
 
-def seconds(nanoseconds: float | None) -> float | None:
-    """Seconds from nanoseconds; None if negative, not a number, or over 115 days."""
-    if nanoseconds is None:
-        return None
-    value = nanoseconds / 1e9
-    return value if 0.0 <= value < SECONDS_LIMIT else None
-
-
 def count(value: object) -> int | None:
     """A plain non-negative 64-bit integer, or None."""
     return value if type(value) is int and 0 <= value < 1 << 63 else None
