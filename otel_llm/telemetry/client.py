@@ -14,7 +14,7 @@ from otel_llm import edge, faults, sanitize
 from otel_llm.client_timeline import ClientTimeline
 from otel_llm.span_data import SpanData, Value
 from otel_llm.telemetry import context as telemetry_context
-from otel_llm.telemetry.instruments import MODEL_LIMIT, histogram
+from otel_llm.telemetry.instruments import bounded, histogram
 from otel_llm.telemetry.spans import Begun, SpanMaker
 
 
@@ -24,6 +24,8 @@ class ClientWriter:
     def __init__(self, spans: SpanMaker, meter: Meter | None, network: Histogram | None) -> None:
         self._spans = spans
         self._models: set[str] = set()
+        self._providers: set[str] = set()
+        """What servers call their engines is theirs to say."""
         self._metrics = None if meter is None or network is None else _Metrics(meter, network)
 
     def begin(self, operation: str, model: str | None, start: int) -> ClientSpan:
@@ -39,9 +41,11 @@ class ClientWriter:
         phases = timeline.phases()
         begun.finish(lambda: _span(timeline, phases))
         if self._metrics is not None:
-            if timeline.model is not None and len(self._models) < MODEL_LIMIT:
-                self._models.add(timeline.model)
-            self._metrics.write(timeline, phases, sanitize.label(timeline.model, self._models), begun.context)
+            names = {
+                "gen_ai.request.model": bounded(timeline.model, self._models),
+                "gen_ai.provider.name": bounded(timeline.provider, self._providers),
+            }
+            self._metrics.write(timeline, phases, names, begun.context)
 
 
 class ClientSpan:
@@ -66,8 +70,10 @@ class _Metrics:
         self._phase = histogram(meter, "otel_llm.client.phase.duration")
         self._network = network
 
-    def write(self, timeline: ClientTimeline, phases: Mapping[str, int], model: str, context: Context) -> None:
-        labels = {**_labels(timeline), "gen_ai.request.model": model}
+    def write(
+        self, timeline: ClientTimeline, phases: Mapping[str, int], names: Mapping[str, str], context: Context
+    ) -> None:
+        labels = {**_labels(timeline), **names}
         ended = labels if timeline.error_type is None else {**labels, "error.type": sanitize.text(timeline.error_type)}
         self._duration.record(timeline.duration / 1e9, ended, context)
         for name, duration in phases.items():

@@ -19,7 +19,7 @@ from otel_llm.timeline import Phase, Timeline
 Labels = dict[str, AttributeValue]
 
 MODEL_LIMIT = 100
-"""Distinct model names on metrics; later ones are ``_other``."""
+"""Distinct model names on metrics, and as many of what servers call their engines; later ones are ``_other``."""
 
 _KEPT = 1000
 """Values of labels whose series are kept at hand; those of others are looked up each time."""
@@ -45,6 +45,13 @@ def histogram(meter: Meter, name: str) -> Histogram:
     """Make the histogram of this name, as the table has it."""
     row = conventions.INSTRUMENTS[name]
     return meter.create_histogram(name, row.unit, row.description, explicit_bucket_boundaries_advisory=row.buckets)
+
+
+def bounded(name: str | None, known: set[str]) -> str:
+    """A label: the name if it is one of the first ``MODEL_LIMIT``, which ``known`` holds."""
+    if name is not None and len(known) < MODEL_LIMIT:
+        known.add(name)
+    return sanitize.label(name, known)
 
 
 class _Measured:
@@ -199,9 +206,7 @@ class MetricWriter:
         return found
 
     def _model(self, model: str | None) -> str:
-        if model is not None and len(self._models) < MODEL_LIMIT:
-            self._models.add(model)
-        return sanitize.label(model, self._models)
+        return bounded(model, self._models)
 
     def _histogram(self, name: str) -> Histogram:
         return histogram(self._meter, name)

@@ -11,9 +11,13 @@ from subprocess import Popen
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 
+from otel_llm.client_timeline import ClientTimeline
 from otel_llm.faults import QUIET_SECONDS
 from otel_llm.report.receiver import Receiver
+from otel_llm.telemetry.recorder import Recorder
 from tests.faults.collectors import PROTOCOLS, collector
 from tests.faults.programs import counted, finish, nobody, roots, start
 
@@ -109,6 +113,30 @@ def test_model_names_without_end(names: int, receiver: Receiver) -> None:
     assert by_model["served"] == 500
     assert by_model["_other"] == names - 99
     assert sum(counted(receiver)) == 500 + names
+
+
+def test_engine_names_without_end() -> None:
+    """
+    A server that calls its engine by another name in each answer: the series of its clients stay bounded.
+
+    Seen to fail with each name as a label.
+    """
+    reader = InMemoryMetricReader()
+    recorder = Recorder(None, MeterProvider([reader]))
+    for number in range(3000):
+        attempt = ClientTimeline(operation="chat", provider=f"e{number}", model="m", started=0, ended=5, wall_offset=0)
+        recorder.clients.begin("chat", "m", 0).finish(attempt)
+    data = reader.get_metrics_data()
+    assert data is not None
+    points = [
+        point
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+        for point in metric.data.data_points
+        if metric.name == "gen_ai.client.operation.duration" and isinstance(point, HistogramDataPoint)
+    ]
+    counts = {(point.attributes or {}).get("gen_ai.provider.name"): point.count for point in points}
+    assert len(counts) == 101
+    assert (counts["e0"], counts["_other"]) == (1, 2900)
 
 
 SERVER = """
