@@ -2,18 +2,18 @@
 
 VENV ?= .venv
 LEVELS ?= 1,2,4,8,16,32
-SECONDS ?= 10
 MINUTES ?= 30
 
 bin := $(VENV)/bin
 recipe := scripts/environment.sh pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-backends lint versions test-versions test-soak test-faults soak format clean bench
+.PHONY: help demo test test-backends lint versions test-versions test-soak test-faults fuzz soak format clean bench
 
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / | /' | while IFS='|' read -r name text; do printf '  make %-15s%s\n' "$$name" "$$text"; done
 
+demo: SECONDS ?= 10
 demo: $(VENV)/.demo ## Real vLLM under rising load: where each request's time goes (LEVELS=1,2,4 SECONDS=10)
 	@$(bin)/python -m otel_llm.demo --levels $(LEVELS) --seconds $(SECONDS)
 
@@ -48,6 +48,11 @@ test-soak: $(VENV)/.test ## 2,000 requests at a vLLM server, many of them aborte
 
 test-faults: $(VENV)/.test ## Every fault of every collector, 150 forks, 100,000 model names, all ends of a process (10 minutes)
 	OTEL_LLM_REQUIRE_ENGINES=1 $(bin)/python -m pytest -m "slow or not slow" tests/faults tests/engines/test_vllm_end.py
+
+fuzz: SECONDS ?= 60
+fuzz: $(VENV)/.test ## Fuzz each reader of the outside, guided by coverage (SECONDS=60 for each, TARGETS="header report")
+	@PYTHON=$(bin)/python tests/fuzz/atheris.sh .cache/atheris
+	@PYTHONPATH=.cache/atheris $(bin)/python -m tests.fuzz --seconds $(SECONDS) $(TARGETS)
 
 soak: $(VENV)/.test ## A vLLM server under mixed traffic while its collector comes and goes: memory, threads, account (MINUTES=30)
 	$(bin)/python -m tests.faults.soak --minutes $(MINUTES)
