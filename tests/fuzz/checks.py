@@ -53,6 +53,7 @@ from otel_llm.servers._connection import Connection
 from otel_llm.span_data import SpanData
 from otel_llm.telemetry import client, context
 from otel_llm.telemetry.engine import EngineWriter
+from otel_llm.telemetry.recorder import Recorder
 from otel_llm.telemetry.spans import request_span
 from otel_llm.testing import assert_adds_up, swallowed
 from otel_llm.timeline import PHASES, UNSPLIT, Timeline
@@ -451,6 +452,21 @@ def exported(timeline: Timeline) -> None:
 
 
 # What a report is made of.
+
+
+def sent_traces() -> bytes:
+    """A message of one request."""
+    _, encoder = _encoders()[0]
+    return encoder.request("s", _encoded(encoder, usual())[0])
+
+
+def sent_metrics() -> bytes:
+    """A message of one request."""
+    reader = InMemoryMetricReader()
+    Recorder(None, MeterProvider([reader], Resource({}), shutdown_on_exit=False)).record(usual())
+    data = reader.get_metrics_data()
+    assert data is not None
+    return encode_metrics(data).SerializeToString()
 
 
 def message(body: bytes) -> None:

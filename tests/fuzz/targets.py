@@ -260,7 +260,10 @@ def _span(drawn: Drawn) -> Span:
     start = drawn.unsigned() if drawn.some() else drawn.number()
     attributes: dict[str, Any] = {"otel_llm.outcome": drawn.one_of(OUTCOMES)} if drawn.some() else {}
     for _ in range(drawn.number() % 4):
-        attributes[drawn.one_of(NAMES)] = drawn.scalar((*PHASE_ORDER, *OUTCOMES))
+        value = drawn.scalar((*PHASE_ORDER, *OUTCOMES))
+        if isinstance(value, int):  # of which OTLP has 64 bits
+            value = min(max(value, -(1 << 63)), (1 << 63) - 1)
+        attributes[drawn.one_of(NAMES)] = value
     ids = ("01", "02", "03", "04")
     return Span(
         trace_id=drawn.one_of(ids[:2]),
@@ -296,10 +299,13 @@ def report_page(data: bytes) -> None:
     checks.drawn_page(_spans(data))
 
 
-@target()
+BAR = b"|||"
+
+
+@target(checks.sent_traces() + BAR + checks.sent_metrics())
 def messages(data: bytes) -> None:
     """OTLP, as it comes in: traces, a bar, metrics."""
-    traces, _, metrics = data.partition(b"|||")
+    traces, _, metrics = data.partition(BAR)
     checks.message(data)
     checks.telemetry(traces, metrics)
 
@@ -314,7 +320,11 @@ PACKED: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
 )
 
 
-@target(b"\x01" + HEAD + b"Content-Length: 2\r\n\r\n\n\x00", b"\x01GET / HTTP/1.1\r\n\r\n")
+@target(
+    b"\x01" + HEAD + b"Content-Length: 2\r\n\r\n\n\x00",
+    b"\x01GET / HTTP/1.1\r\n\r\n",
+    b"\x00\x00\xff" + checks.sent_traces(),
+)
 def posted(data: bytes) -> None:
     """A connection to the receiver: of any bytes, or a well-formed request with any body, packed as it says or not."""
     drawn = Drawn(data)
