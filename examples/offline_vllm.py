@@ -29,12 +29,12 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     if len(sys.argv) > 1:
-        model = sys.argv[1]
+        model, dtype = sys.argv[1], "auto"
     else:
         from otel_llm.demo import tiny_model
 
-        model = str(tiny_model.build(os.path.join(tempfile.gettempdir(), "otel-llm-tiny")))
-    llm = LLM(model=model, max_num_seqs=4, max_model_len=512, enforce_eager=True)
+        model, dtype = str(tiny_model.build(os.path.join(tempfile.gettempdir(), "otel-llm-tiny"))), "float32"
+    llm = LLM(model=model, max_num_seqs=4, max_model_len=512, enforce_eager=True, dtype=dtype)
     prompts = [f"Question {number}: what takes so long?" for number in range(12)]
     llm.generate(prompts, SamplingParams(max_tokens=24, ignore_eos=True))
 

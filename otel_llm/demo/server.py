@@ -107,6 +107,9 @@ def _command(model: Path, port: int) -> list[str]:
         "port": port,
         "max-num-seqs": MAX_SEQUENCES,
         "max-model-len": 2048,
+        # As the model is stored. vLLM would take bfloat16, for which the attention of its 0.32.0 for the CPU ends
+        # the worker by an illegal instruction on some processors with AMX.
+        "dtype": "float32",
     }
     arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, "--enforce-eager"]

@@ -57,7 +57,7 @@ def llm(tiny_model: Path) -> Iterator[Any]:
         options["speculative_config"] = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
         if vllm_live.has_option("per_request_spec_decode_metrics"):
             options["per_request_spec_decode_metrics"] = "summary"
-    yield LLM(model=str(tiny_model), enforce_eager=True, **options)
+    yield LLM(model=str(tiny_model), enforce_eager=True, dtype="float32", **options)
     from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
     ensure_kv_transfer_shutdown()  # it is one per process, whatever its engine
