@@ -122,7 +122,8 @@ def vllm() -> Callable[[], None]:
     from otel_llm.demo.tiny_model import build
 
     model = build(Path(tempfile.gettempdir()) / "otel-llm-bench-model")
-    llm = LLM(model=str(model), enforce_eager=True, dtype="float32", max_model_len=512, block_size=32, disable_log_stats=False)
+    options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32", "max_model_len": 512, "block_size": 32}
+    llm = LLM(model=str(model), disable_log_stats=False, **options)
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0)
     return lambda: llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)  # type: ignore[return-value]
 

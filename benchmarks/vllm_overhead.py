@@ -149,8 +149,8 @@ def run(url: str, number: int) -> None:
     arms.alias(OURS_1, OURS)
     with arms.switched_on(OURS):
         llm = LLM(
-            model=str(model), enforce_eager=True, dtype="float32", max_model_len=512, block_size=32, disable_log_stats=False,
-            otlp_traces_endpoint=f"{url}/v1/traces", enable_prefix_caching=False,
+            model=str(model), enforce_eager=True, dtype="float32", max_model_len=512, block_size=32,
+            disable_log_stats=False, otlp_traces_endpoint=f"{url}/v1/traces", enable_prefix_caching=False,
         )  # fmt: skip
     own = "vLLM's own tracing"
     arms.add(own, tracing(llm))

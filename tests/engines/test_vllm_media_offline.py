@@ -29,7 +29,12 @@ def llm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         from vllm import LLM
 
         yield LLM(
-            model=str(model), load_format="dummy", enforce_eager=True, dtype="float32", max_model_len=1024, served_model_name="tiny"
+            model=str(model),
+            load_format="dummy",
+            enforce_eager=True,
+            dtype="float32",
+            max_model_len=1024,
+            served_model_name="tiny",
         )
     otel_llm.uninstrument()
 

@@ -36,7 +36,8 @@ def llm(tiny_model: Path) -> Iterator[Any]:
 
     yield LLM(
         model=str(tiny_model),
-        enforce_eager=True, dtype="float32",
+        enforce_eager=True,
+        dtype="float32",
         max_model_len=512,
         served_model_name="tiny",
         enable_prefix_caching=False,

@@ -88,7 +88,8 @@ def parallel(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Paral
     if request.param == "async":
         patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(as_asked))
     options = {"max_model_len": 512, "block_size": 32, "max_num_batched_tokens": 64, "max_num_seqs": 4}
-    llm = LLM(str(tiny_model), enforce_eager=True, dtype="float32", served_model_name="tiny", **options, **OPTIONS[request.param])
+    options |= {"enforce_eager": True, "dtype": "float32", "served_model_name": "tiny", **OPTIONS[request.param]}
+    llm = LLM(str(tiny_model), **options)
     if request.param == "pipeline":
         # The second stage takes its input in what a warm-up makes; without compilation the CPU has none.
         llm.collective_rpc("execute_dummy_batch")

@@ -27,7 +27,8 @@ def load(model: Path, **options: Any) -> Any:
     return LLM(
         model=str(model),
         runner="pooling",
-        enforce_eager=True, dtype="float32",
+        enforce_eager=True,
+        dtype="float32",
         max_model_len=256,
         block_size=32,
         served_model_name="tiny",

@@ -100,7 +100,8 @@ def engine(tiny_model: Path) -> Iterator[tuple[Any, Metrics]]:
     ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
     llm = LLM(
         model=str(tiny_model),
-        enforce_eager=True, dtype="float32",
+        enforce_eager=True,
+        dtype="float32",
         max_model_len=512,
         served_model_name="tiny",
         num_gpu_blocks_override=20,

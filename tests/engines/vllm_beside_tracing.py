@@ -28,7 +28,8 @@ def provider() -> tuple[TracerProvider, InMemorySpanExporter]:
 def engine(model: str, **options: Any) -> Any:
     from vllm import LLM
 
-    return LLM(model=model, served_model_name="tiny", enforce_eager=True, dtype="float32", max_model_len=256, block_size=32, **options)
+    options |= {"enforce_eager": True, "dtype": "float32", "max_model_len": 256, "block_size": 32}
+    return LLM(model=model, served_model_name="tiny", **options)
 
 
 def generate(llm: Any) -> None:

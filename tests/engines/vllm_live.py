@@ -99,7 +99,8 @@ class LiveEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         settings = {"max_model_len": 512, "max_num_batched_tokens": 256, "num_gpu_blocks_override": 20}
-        settings |= {"block_size": 32, "max_num_seqs": 16, "served_model_name": "tiny", "enforce_eager": True, "dtype": "float32"}
+        settings |= {"block_size": 32, "max_num_seqs": 16, "served_model_name": "tiny"}
+        settings |= {"enforce_eager": True, "dtype": "float32"}
         return AsyncLLM.from_engine_args(
             AsyncEngineArgs(model=model, disable_log_stats=True, **{**settings, **options})
         )

@@ -38,7 +38,8 @@ async def run(model: str) -> tuple[list[Timeline], dict[str, Any]]:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    options: dict[str, Any] = {"max_model_len": 256, "block_size": 32, "max_num_seqs": 4, "enforce_eager": True, "dtype": "float32"}
+    options: dict[str, Any] = {"max_model_len": 256, "block_size": 32, "max_num_seqs": 4}
+    options |= {"enforce_eager": True, "dtype": "float32"}
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, data_parallel_size=2, **options))
     served: Counter[int] = Counter()
     record = engine.logger_manager.record
