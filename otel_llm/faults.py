@@ -18,6 +18,9 @@ from collections.abc import Callable
 from typing import Final
 
 logger: Final = logging.getLogger("otel_llm")
+if logger.level == logging.NOTSET:
+    # Of its own, not the root's: what vLLM's server imports sets that to ERROR, and nothing that is lost would be said.
+    logger.setLevel(logging.WARNING)
 
 errors: Final[Counter[str]] = Counter()
 """Swallowed errors of this process by the place that swallowed them."""

@@ -231,6 +231,7 @@ def test_nothing_private_leaves(protocol: str, tmp_path: Path) -> None:
         """
 import logging
 logging.basicConfig(level=logging.DEBUG)
+logging.getLogger("otel_llm").setLevel(logging.DEBUG)
 from otel_llm import faults
 """
         + SERVER
@@ -286,6 +287,7 @@ def test_credentials_are_nowhere(protocol: str, fault: str, tmp_path: Path) -> N
     program = """
     import logging
     logging.basicConfig(level=logging.DEBUG)
+    logging.getLogger("otel_llm").setLevel(logging.DEBUG)
     otel_llm.instrument()
     one()
     from otel_llm import instrumentation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import types
@@ -88,6 +89,21 @@ def test_a_hook_sees_arguments_by_name_and_the_result(path: str, call: Callable[
     armed.undo()
     assert call() == expected
     assert len(seen) == 2
+
+
+def test_what_is_said_is_heard_where_the_root_logs_errors_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    As in vLLM's server, which imports what sets the root's level (model_hosting_container_standards).
+
+    Seen to fail without a level of the logger's own.
+    """
+    before = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        patcher(hook("Host.renamed", watch([])))
+    finally:
+        logging.root.setLevel(before)
+    assert f"{HOST}:Host.renamed" in caplog.text
 
 
 def test_undo_restores_the_identical_objects() -> None:
