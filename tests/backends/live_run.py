@@ -44,9 +44,9 @@ WAVES = (1, 8, 64)
 LEVEL_SECONDS = 4.0
 SEQUENCES = 4
 WARM_UP = 6
-EXPORT_SECONDS = 0.5
+EXPORT_SECONDS = 0.25
 WINDOW_SECONDS = 4.0
-"""Of the rates that the run is looked at with: eight exports, as Prometheus guesses at both ends of a window."""
+"""Of the rates that the run is looked at with: sixteen exports, as Prometheus guesses at both ends of a window."""
 RUN_ID = "rising"
 
 _STAMPS = ("arrived", "parsed", "received", "submitted", "scheduled", "first_token", "last_token", "ended", "stall")

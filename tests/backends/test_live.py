@@ -270,14 +270,20 @@ def test_tokens_and_failures_are_exact(played: Played, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_requests_in_flight_are_rate_times_mean(played: Played, engine: str) -> None:
-    """The mean of what the panel draws, over the load on an engine, against the timelines."""
+    """
+    What the panel draws of the load on an engine, by one window around all of it, against the timelines.
+
+    The engine is idle at both ends, so one export at either end is all that a database may guess. Shorter windows
+    end in the load too, where Prometheus leaves out what lies beyond an export that a busy server makes late.
+    """
     start, end = played.run.loads[engine]
     requests = played.run.timelines[engine]
     loaded = [request for request in requests if request["ended"] + request["wall_offset"] > start * 1e9]
     rate, mean = len(loaded) / (end - start), sum(durations(loaded)) / len(loaded)
+    window = f"{round((end - start) * 1e3)}ms"
     stack = 0.0
     for phase in shown(played, engine):
-        expr = interpolate(front_page("Requests in flight by phase", phase), WINDOW, engine=engine)
-        [points] = played.database.select_range(expr, start, end, step=0.25).values()
-        stack += 0.25 * sum(value for _, value in points) / (end - start)
+        expr = interpolate(front_page("Requests in flight by phase", phase), window, engine=engine)
+        [value] = played.database.select(expr, at=end).values()
+        stack += value
     assert stack == pytest.approx(rate * mean, rel=0.05)
