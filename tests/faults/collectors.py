@@ -49,23 +49,23 @@ class Collector:
 
 
 @contextlib.contextmanager
-def collector(protocol: str, fault: str, folder: Path, port: int = 0) -> Iterator[Collector]:
-    """A collector that is healthy or has the fault of this name."""
+def collector(protocol: str, fault: str, folder: Path, port: int = 0, **keepers: Any) -> Iterator[Collector]:
+    """A collector that is healthy or has the fault of this name; ``keepers`` are fields of ``Collector``."""
     if fault == "absent":
         with socket.socket() as taken:  # bound, but nothing listens
             taken.bind(("127.0.0.1", port))
-            yield Collector(f"http://127.0.0.1:{taken.getsockname()[1]}", protocol)
+            yield Collector(f"http://127.0.0.1:{taken.getsockname()[1]}", protocol, **keepers)
     elif fault == "silent":
         with socket.create_server(("127.0.0.1", port), backlog=64) as hole:
-            yield Collector(f"http://127.0.0.1:{hole.getsockname()[1]}", protocol)
+            yield Collector(f"http://127.0.0.1:{hole.getsockname()[1]}", protocol, **keepers)
     else:
         made = _http if protocol == "http/protobuf" else _grpc
-        with made(fault, _identity(folder) if fault == "untrusted" else None, port) as found:
+        with made(fault, _identity(folder) if fault == "untrusted" else None, port, keepers) as found:
             yield found
 
 
 @contextlib.contextmanager
-def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator[Collector]:
+def _http(fault: str, identity: tuple[Path, Path] | None, port: int, keepers: dict[str, Any]) -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         answered: bytes | None = None
@@ -126,7 +126,7 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
         scheme, context = "https", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*identity)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    found = Collector(f"{scheme}://localhost:{server.server_address[1]}", "http/protobuf")
+    found = Collector(f"{scheme}://localhost:{server.server_address[1]}", "http/protobuf", **keepers)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -142,8 +142,8 @@ def _http(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator
 
 
 @contextlib.contextmanager
-def _grpc(fault: str, identity: tuple[Path, Path] | None, port: int) -> Iterator[Collector]:
-    found = Collector("", "grpc")
+def _grpc(fault: str, identity: tuple[Path, Path] | None, port: int, keepers: dict[str, Any]) -> Iterator[Collector]:
+    found = Collector("", "grpc", **keepers)
 
     def handler(signal: str) -> Any:
         def export(body: bytes, context: grpc.ServicerContext) -> bytes:

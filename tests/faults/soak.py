@@ -31,7 +31,7 @@ from otel_llm.demo.server import Server
 from otel_llm.report import otlp
 from otel_llm.report.receiver import Receiver
 from tests.engines.test_vllm_soak import WAYS, ask, tell_sent
-from tests.faults.collectors import Collector, collector
+from tests.faults.collectors import collector
 from tests.faults.programs import nobody
 
 CONCURRENCY = 12
@@ -78,8 +78,9 @@ def coming_and_going(run: Run, port: int, folder: Path) -> Iterator[Any]:
                 run.restarts += 1
             else:
                 there.append(contextlib.ExitStack())
-                found: Collector = there[0].enter_context(collector("http/protobuf", "healthy", folder, port))
-                found.receiver, found.sent, found.unanswered = run.tally, Forgetful(), run.unanswered
+                # From its first moment: what waited for it comes at once.
+                kept: dict[str, Any] = {"receiver": run.tally, "sent": Forgetful(), "unanswered": run.unanswered}
+                there[0].enter_context(collector("http/protobuf", "healthy", folder, port, **kept))
 
         toggle()
         stack.callback(lambda: there and toggle())
