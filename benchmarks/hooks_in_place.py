@@ -133,7 +133,7 @@ def vllm() -> Callable[[], None]:
     options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32", "max_model_len": 512, "block_size": 32}
     llm = LLM(model=str(model), disable_log_stats=False, **options)
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0)
-    return lambda: llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)  # type: ignore[return-value]
+    return lambda: llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)  # type: ignore[return-value] # unused
 
 
 def transformers() -> Callable[[], None]:

@@ -4,7 +4,7 @@ What one request and one token cost: ``python benchmarks/request_cost.py``.
 Thread CPU time, the cases in turn in every round, the least round of each; the
 loop around them is measured the same way and subtracted. A real OTLP exporter
 runs, its collector in another process. A calibration loop in the same rounds
-says how fast this machine is now, compared with the one of docs/cost.md.
+says how fast this machine is now, compared with the AMD EPYC of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ BUDGETS = {
 }
 """Microseconds of thread CPU."""
 
-CALIBRATION_US = 31.6
-"""What ``calibration`` takes on the machine of docs/cost.md when it does nothing else."""
+CALIBRATION_US = 32.6
+"""What ``calibration`` takes on the AMD EPYC that docs/cost.md names when it does nothing else."""
 
 
 class Pair(NamedTuple):
@@ -224,7 +224,7 @@ def main() -> None:
     slow = found.pop("calibration") / CALIBRATION_US
     print(machine("opentelemetry-sdk"))
     print(f"least of {ROUNDS} interleaved rounds, us of thread CPU; this machine took {slow:.2f} times as long as")
-    print("the one of docs/cost.md for the calibration loop")
+    print("the AMD EPYC of docs/cost.md for the calibration loop")
     for name, cost in found.items():
         budget = f"   budget {BUDGETS[name]:g}" if name in BUDGETS else ""
         print(f"  {name:<34} {cost:8.2f}{budget}")
