@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import otel_llm
 from benchmarks.paired import sink
 from otel_llm import faults, instrumentation
-from otel_llm.engines import _vllm_state, _vllm_steps
+from otel_llm.engines import _vllm_state, _vllm_steps, _vllm_told
 from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Engine, Hook, Patcher
 
@@ -74,7 +74,7 @@ def hooked(*, step_detail: bool) -> type[Core]:
         """Wrapped."""
 
     def hooks(probe: Any) -> tuple[Hook, ...]:
-        rows = (*_vllm_steps.hooks(probe), *_vllm_state.hooks(probe))
+        rows = (*_vllm_steps.hooks(probe), *_vllm_told.hooks(probe), *_vllm_state.hooks(probe))
         names = [(row, row.targets[0].rpartition(".")[2]) for row in rows]
         return tuple(
             dataclasses.replace(row, targets=(f"{__name__}:{name}",)) for row, name in names if hasattr(Core, name)

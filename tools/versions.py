@@ -116,7 +116,7 @@ def _hooks(package: str) -> Iterator[Hook]:
 def _finding(hook: Hook, sources: Sources) -> Finding:
     found = next((target for target in hook.targets if sources.resolve(target) is not None), None)
     unread: tuple[str, ...] = ()
-    if found is not None and hook.replacement is None:
+    if found is not None:
         function = sources.resolve(found)
         assert function is not None
         arguments = function.args
@@ -126,8 +126,8 @@ def _finding(hook: Hook, sources: Sources) -> Finding:
 
 
 def _read(hook: Hook) -> set[str]:
-    """Names that the body or the looks read without a default, at once or later, from their source."""
-    reads = [function for function in (hook.body, hook.before, hook.after) if function is not None]
+    """Names of arguments that are read without a default, at once or later, or taken by a replacement: its source."""
+    reads = [each for each in (hook.body, hook.before, hook.after, hook.replacement) if each is not None]
     held = [value for function in reads for value in inspect.getclosurevars(function).nonlocals.values()]
     late = [value.read for value in held if isinstance(value, Later)]
     trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in (*reads, *late)]
@@ -137,6 +137,11 @@ def _read(hook: Hook) -> set[str]:
             first = node.args[0]
             if ast.unparse(node.func) == "call.get" and isinstance(first, ast.Constant):
                 names.add(str(first.value))
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            if ast.unparse(node.value) == "given":
+                names.add(str(node.slice.value))
+        elif isinstance(node, ast.FunctionDef) and node.decorator_list:  # the one that takes the method's place
+            names.update(argument.arg for argument in node.args.args[1:])
     return names
 
 

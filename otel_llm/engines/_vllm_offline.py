@@ -7,14 +7,15 @@ search is one request: it asks the engine for every beam and token anew.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final
 
-from otel_llm.engines._vllm_request import Request, current, pooling_operation
+from otel_llm.engines._vllm_request import Request, current
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Body, Call, Hook, Probe, Returned
+from otel_llm.patching import Call, Hook, Look, Probe, Returned
 from otel_llm.recording import Draft
 from otel_llm.timeline import Timeline, ending, merged
 
@@ -75,9 +76,10 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     """The required hook serves ``LLMEngine`` without ``LLM`` as well."""
 
     def arrives(call: Call) -> None:
-        batch = _batch.get()
-        operation = pooling_operation(call.get("params")) or ("text_completion" if batch is None else batch.operation)
-        request = Request(call, probe, operation, None if batch is None else batch.emit)
+        if (batch := _batch.get()) is None:
+            request = Request(call, probe, "text_completion", "params")
+        else:
+            request = Request(call, probe, batch.operation, "params", batch.emit)
         call.kept = request, current.set(request)
 
     def added(call: Call) -> None:
@@ -88,22 +90,28 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
             if (batch := _batch.get()) is not None:
                 batch.reported = call.error
 
-    def call_of(operation: str) -> Body:
-        def body(call: Call) -> Steps:
-            outer = _batch.get()
-            batch = outer or Batch(operation)
-            request, token = Request(call, probe, operation), _batch.set(batch)
-            returned = yield
-            _batch.reset(token)
-            if returned.error is None or outer is not None:
-                return
-            # A prompt can fail in rendering, before it is added to the engine.
-            if refused(returned.error) and returned.error is not batch.reported:
-                request.ended(returned.error)
-            for left in _left(call.instance):  # what the engine took down with it
-                left.ended(returned.error)
+    def begins(operation: str) -> Look:
+        def before(call: Call) -> None:
+            if _batch.get() is None:
+                batch = Batch(operation)
+                call.kept = batch, time.monotonic_ns(), _batch.set(batch)
 
-        return body
+        return before
+
+    def over(call: Call) -> None:
+        if call.kept is None:
+            return
+        batch, began, token = call.kept
+        _batch.reset(token)
+        if call.error is None:
+            return
+        # A prompt can fail in rendering, before it is added to the engine.
+        if refused(call.error) and call.error is not batch.reported:
+            request = Request(call, probe, batch.operation)
+            request.received = began
+            request.ended(call.error)
+        for left in _left(call.instance):  # what the engine took down with it
+            left.ended(call.error)
 
     def beam_search(call: Call) -> Steps:
         beams = Beams(call, probe)
@@ -116,7 +124,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     return (
         Hook(("vllm.v1.engine.llm_engine:LLMEngine.add_request",), before=arrives, after=added),
-        Hook(("vllm.entrypoints.llm:LLM.generate",), call_of("text_completion"), required=False),
-        Hook(("vllm.entrypoints.llm:LLM.chat",), call_of("chat"), required=False),
+        Hook(("vllm.entrypoints.llm:LLM.generate",), before=begins("text_completion"), after=over, required=False),
+        Hook(("vllm.entrypoints.llm:LLM.chat",), before=begins("chat"), after=over, required=False),
         Hook(("vllm.entrypoints.llm:LLM.beam_search",), beam_search, required=False),
     )

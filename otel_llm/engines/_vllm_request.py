@@ -37,12 +37,16 @@ class Request(Recording):
     engine = "vllm"
     streamed = False
 
-    def __init__(self, call: Call, probe: Probe, operation: str, emit: Callable[[Draft], None] | None = None) -> None:
-        self.operation, self.request_id = operation, call.get("request_id")
+    def __init__(
+        self, call: Call, probe: Probe, operation: str, asked: str = "", emit: Callable[[Draft], None] | None = None
+    ) -> None:
+        """``asked`` names the argument with the parameters, if they can be those of a model that generates nothing."""
+        given = call.arguments().get
+        self.operation, self._asked, self.request_id = operation, given(asked), given("request_id")
         self.samples: list[Sample] = []
         self._config = getattr(call.instance, "llm_engine", call.instance).model_config
-        self._adapter = call.get("lora_request")
-        super().__init__(emit or probe.emit, probe.capture(call.get("trace_headers")), probe.breaker.swallow)
+        self._adapter = given("lora_request")
+        super().__init__(emit or probe.emit, probe.capture(given("trace_headers")), probe.breaker.swallow)
 
     def attach(self, state: Any, submitted: int, *, traced: bool) -> None:
         """vLLM has made its state of one engine request, which is about to be handed to the core."""
@@ -60,6 +64,11 @@ class Request(Recording):
         if output.finished:
             self.ended(None)
 
+    def sample_ended(self, now: int) -> None:
+        """One of its samples has; nobody reads a stream whose end would be its own."""
+        if len(self.samples) == 1 or all(sample.ended for sample in self.samples):
+            self.close("ok", None, ended=now)
+
     def ended(self, error: BaseException | None) -> None:
         if not self.open:
             return
@@ -76,6 +85,7 @@ class Request(Recording):
         return self._read(self._marks["ended"], self._outcome, self._error_type)
 
     def _read(self, now: int, outcome: Outcome, reason: str | None) -> dict[str, Any]:
+        self.operation = pooling_operation(self._asked) or self.operation
         self.model = served_model(self._config) if self._adapter is None else self._adapter.lora_name
         samples, self.samples = self.samples, []
         finishes = {sample.finish for sample in samples}

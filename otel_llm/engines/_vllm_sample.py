@@ -40,9 +40,8 @@ class Sample:
 
     def finished(self, reason: Any) -> None:
         self.reason, self.ended = reason, time.monotonic_ns()
-        request = self.request
-        if not request.streamed and all(sample.ended for sample in request.samples):
-            request.ended(None)
+        if not self.request.streamed:
+            self.request.sample_ended(self.ended)
 
     def told(self, events: Sequence[Any]) -> None:
         """What the core says of its scheduling, with some of its outputs: nearly always with the first one alone."""

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
-from otel_llm.engine_state import EngineStep, Later
-from otel_llm.engines._vllm_waits import KEY, note
-from otel_llm.patching import Call, Hook, Probe
+from otel_llm.engines._vllm_waits import KEY
+from otel_llm.patching import Hook, Probe
 
 STEPS: Final = "otel-llm-steps"
 """``index;requests tokens[ prefill seconds];...``, one part per step since the last output."""
@@ -82,7 +81,7 @@ def prefill_tokens(scheduled: Any) -> int:
 
 
 def hooks(probe: Probe) -> tuple[Hook, ...]:
-    """In the core, where otel-llm runs there too, and in the frontend."""
+    """All optional: a core without otel-llm says nothing of its steps."""
 
     def guarded(work: Callable[..., None], place: str, *about: Any) -> None:
         try:
@@ -116,31 +115,12 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
         return update_from_output
 
-    later = Later(probe.emit, _read, "OutputProcessor.process_outputs", probe.breaker.swallow)
-
-    def told(call: Call) -> None:
-        outputs = [output for output in call.get("engine_core_outputs") if output.trace_headers]
-        if outputs:
-            note(call.instance, outputs)
-            if steps := outputs[0].trace_headers.get(STEPS):
-                later.keep((steps, getattr(call.instance, KEY, None)))
-
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler."
     detail = (Hook((scheduler + "schedule",), replacement=schedule, required=False),) if probe.step_detail else ()
     return (
         *detail,
         Hook((scheduler + "update_from_output",), replacement=update, required=False),
-        Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), before=told),
     )
-
-
-def _read(told: tuple[str, str | None]) -> Iterator[EngineStep]:
-    said, model = told
-    index, *steps = said.split(";")
-    for step in steps:
-        requests, tokens, *detail = step.split(" ")
-        prefill, seconds = (int(detail[0]), float(detail[1])) if detail else (None, None)
-        yield EngineStep("vllm", model, int(index), int(requests), int(tokens), prefill, seconds)
 
 
 def _of(scheduler: Any) -> Steps:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from otel_llm.patching import Call, Hook, Probe, Returned
@@ -41,13 +41,6 @@ def received(headers: Any, key: str) -> float | None:
     except (KeyError, ValueError):
         return None
     return seconds if 0 <= seconds < LONGEST else None
-
-
-def note(processor: Any, outputs: Iterable[Any]) -> None:
-    """Keep what came along with the first outputs of requests, before vLLM looks at them."""
-    for output in outputs:
-        if output.events and (sample := getattr(processor.request_states.get(output.request_id), KEY, None)):
-            sample.headers = output.trace_headers
 
 
 def hooks(probe: Probe) -> tuple[Hook, ...]:

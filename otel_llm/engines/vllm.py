@@ -14,8 +14,8 @@ from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
-from otel_llm.engines import _vllm_offline, _vllm_state, _vllm_steps, _vllm_tracing, _vllm_waits
-from otel_llm.engines._vllm_request import Request, current, pooling_operation, served_model
+from otel_llm.engines import _vllm_offline, _vllm_state, _vllm_steps, _vllm_told, _vllm_tracing, _vllm_waits
+from otel_llm.engines._vllm_request import Request, current, served_model
 from otel_llm.engines._vllm_waits import KEY
 from otel_llm.patching import Call, Engine, Hook, Probe, Returned
 from otel_llm.streams import watched_async
@@ -30,7 +30,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         call.kept = Request(call, probe, "chat" if chat else "text_completion")
 
     def encode(call: Call) -> None:
-        call.kept = Request(call, probe, pooling_operation(call.get("pooling_params")) or "embeddings")
+        call.kept = Request(call, probe, "embeddings", "pooling_params")
 
     def watch(call: Call) -> None:
         if call.error is None:
@@ -45,12 +45,14 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             request.attach(state, now, traced=getattr(call.instance, "tracing_enabled", False))
 
     def events(call: Call) -> None:
-        if sample := getattr(call.get("req_stats"), KEY, None):
-            sample.told(call.get("events"))
+        given = call.arguments()
+        if sample := getattr(given["req_stats"], KEY, None):
+            sample.told(given["events"])
 
     def finished(call: Call) -> None:
-        if sample := getattr(call.get("req_state"), KEY, None):
-            sample.finished(call.get("finish_reason"))
+        given = call.arguments()
+        if sample := getattr(given["req_state"], KEY, None):
+            sample.finished(given["finish_reason"])
 
     def abort(call: Call) -> Steps:
         processor, ids = call.instance, tuple(call.get("request_ids"))
@@ -91,6 +93,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
         *_vllm_state.hooks(probe),
         *_vllm_steps.hooks(probe),
+        *_vllm_told.hooks(probe),
         *_vllm_offline.hooks(probe),
         *_vllm_waits.hooks(probe),
         *_vllm_tracing.hooks(probe),

@@ -18,13 +18,14 @@ class PerProcess(Generic[T]):
     Builds a value on first use in each process.
 
     A forked child inherits locks in the state that they had, and counts that
-    its parent will export: it must not touch the inherited value. The value is
-    kept referenced, so that no finaliser runs its code in the child.
+    its parent will export: it must not touch the inherited value, and has none
+    from the moment on at which Python runs in it. The value is kept referenced,
+    so that no finaliser runs its code in the child.
     """
 
     def __init__(self, build: Callable[[], T]) -> None:
         self._build = build
-        self._live: tuple[int, T] | None = None
+        self._live: T | None = None
         self._retired: list[object] = []
         # A finaliser, or a handler of signals, may come in the middle of building.
         self._lock = threading.RLock()
@@ -34,15 +35,12 @@ class PerProcess(Generic[T]):
     def get(self) -> T:
         """Return the value of this process, building it if need be. RuntimeError in the middle of building it."""
         live = self._live
-        # The pid is read too: a fork from C code does not run the hook.
-        if live is not None and live[0] == os.getpid():
-            return live[1]
-        with self._lock:
-            live = self._live
-            if live is None or live[0] != os.getpid():
-                self._retired.append(live)
-                live = self._live = (os.getpid(), self._built())
-            return live[1]
+        if live is None:
+            with self._lock:
+                live = self._live
+                if live is None:
+                    live = self._live = self._built()
+        return live
 
     def _built(self) -> T:
         if self._building:
@@ -55,8 +53,7 @@ class PerProcess(Generic[T]):
 
     def peek(self) -> T | None:
         """Return the value of this process if it was built."""
-        live = self._live
-        return live[1] if live is not None and live[0] == os.getpid() else None
+        return self._live
 
     def discard(self, only: T | None = None) -> T | None:
         """Forget and return the value of this process, or this one only; the next use builds anew. Never waits long."""

@@ -13,6 +13,7 @@ TOOL = Path(__file__).parents[2] / "tools/versions.py"
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="the wheel holds no tools")
 
 STATS = "class IterationStats:\n    def update_from_events(self, req_id, {events}, is_prefilling, req_stats): ...\n"
+OUTPUTS = "class OutputProcessor:\n    def process_outputs(self, outputs, engine_core_timestamp=None): ...\n"
 LOGGERS = """\
 class Base:
     def __init__(self, enable_default_loggers=True): ...
@@ -26,6 +27,7 @@ def findings(tmp_path: Path, events: str) -> dict[str, Any]:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("vllm/v1/metrics/stats.py", STATS.format(events=events))
         archive.writestr("vllm/v1/metrics/loggers.py", LOGGERS)
+        archive.writestr("vllm/v1/engine/output_processor.py", OUTPUTS)
     found = runpy.run_path(str(TOOL))["examine"]("vllm", wheel)
     return {finding.target.rpartition(":")[2]: finding for finding in found}
 
@@ -45,3 +47,8 @@ def test_a_renamed_argument_is_found(tmp_path: Path) -> None:
 def test_a_renamed_argument_is_found_where_it_is_read_later(tmp_path: Path) -> None:
     unread = findings(tmp_path, "events")["StatLoggerManager.record"].unread
     assert unread == ("engine_idx", "iteration_stats", "scheduler_stats")
+
+
+def test_a_renamed_argument_of_a_function_that_takes_its_place_is_found(tmp_path: Path) -> None:
+    unread = findings(tmp_path, "events")["OutputProcessor.process_outputs"].unread
+    assert unread == ("engine_core_outputs",)

@@ -36,7 +36,7 @@ from otel_llm import config, dashboards, doctor, edge, outlet, pairing, sanitize
 from otel_llm.client_timeline import CLIENT_PHASES, ClientTimeline
 from otel_llm.clients import _attempt, _body
 from otel_llm.engine_state import EngineStep, Later
-from otel_llm.engines import _vllm_steps, _vllm_waits
+from otel_llm.engines import _vllm_told, _vllm_waits
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.pipeline import answers
 from otel_llm.pipeline.exporters import _sendable
@@ -344,7 +344,7 @@ def dispatched(stream: bytes) -> list[tuple[str, str, str]]:
 def told_steps(said: str) -> None:
     """Read, or refused by an error that counts; what is read can be exported, with all its labels."""
     errors: list[Exception] = []
-    later = Later(nowhere, _vllm_steps._read, "steps", lambda _place, error: errors.append(error))
+    later = Later(nowhere, _vllm_told.read, "steps", lambda _place, error: errors.append(error))
     later.keep((said, "m"))
     found = later.told()
     assert all(isinstance(error, (ValueError, IndexError)) for error in errors)

@@ -1,0 +1,64 @@
+"""
+What the engine core sends along with its outputs. Not an engine: files that start with ``_`` are none.
+
+In the frontend, at every step and before vLLM looks at the outputs.
+Upstream: vllm/v1/engine/output_processor.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from otel_llm.engine_state import EngineStep, Later
+from otel_llm.engines._vllm_steps import STEPS
+from otel_llm.engines._vllm_waits import KEY
+from otel_llm.patching import Hook, Probe
+
+
+def hooks(probe: Probe) -> tuple[Hook, ...]:
+    """In the frontend."""
+    later = Later(probe.emit, read, "OutputProcessor.process_outputs", probe.breaker.swallow)
+
+    def told(processor: Any, outputs: Iterable[Any]) -> None:
+        said = [output for output in outputs if output.trace_headers]
+        note(processor, said)
+        if steps := said[0].trace_headers.get(STEPS):
+            later.keep((steps, getattr(processor, KEY, None)))
+
+    def process(original: Callable[..., Any]) -> Callable[..., Any]:
+        breaker = probe.breaker
+
+        @functools.wraps(original)
+        def process_outputs(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                for output in engine_core_outputs:
+                    if output.trace_headers:  # of few steps
+                        if breaker.closed:
+                            told(self, engine_core_outputs)
+                        break
+            except Exception as error:
+                breaker.swallow("OutputProcessor.process_outputs", error)
+            return original(self, engine_core_outputs, *args, **kwargs)
+
+        return process_outputs
+
+    return (Hook(("vllm.v1.engine.output_processor:OutputProcessor.process_outputs",), replacement=process),)
+
+
+def note(processor: Any, outputs: Iterable[Any]) -> None:
+    """Keep what came along with the first outputs of requests."""
+    for output in outputs:
+        if output.events and (sample := getattr(processor.request_states.get(output.request_id), KEY, None)):
+            sample.headers = output.trace_headers
+
+
+def read(told: tuple[str, str | None]) -> Iterator[EngineStep]:
+    """The steps that the core told of, and of which model."""
+    said, model = told
+    index, *steps = said.split(";")
+    for step in steps:
+        requests, tokens, *detail = step.split(" ")
+        prefill, seconds = (int(detail[0]), float(detail[1])) if detail else (None, None)
+        yield EngineStep("vllm", model, int(index), int(requests), int(tokens), prefill, seconds)
