@@ -44,10 +44,6 @@ class Call:
         position = self._positions.get(name, _NOWHERE)
         return self.args[position] if position < len(self.args) else default
 
-    def arguments(self) -> dict[str, Any]:
-        """All that the caller gave, by name: where several are wanted, for a ``get`` each is a call of its own."""
-        return dict(zip(self._positions, self.args, strict=False), **self.kwargs)
-
     def replace(self, name: str, value: Any) -> None:
         """Pass another value for this argument, however the caller passed it."""
         position = self._positions.get(name, _NOWHERE)

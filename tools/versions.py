@@ -137,9 +137,6 @@ def _read(hook: Hook) -> set[str]:
             first = node.args[0]
             if ast.unparse(node.func) == "call.get" and isinstance(first, ast.Constant):
                 names.add(str(first.value))
-        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            if ast.unparse(node.value) == "given":
-                names.add(str(node.slice.value))
         elif isinstance(node, ast.FunctionDef) and node.decorator_list:  # the one that takes the method's place
             names.update(argument.arg for argument in node.args.args[1:])
     return names

@@ -46,20 +46,20 @@ class Counting:
 
     def __init__(self, call: Call, kind: Kind, generate: Call) -> None:
         """``generate`` is the call that the loop is part of."""
-        given = call.arguments()
-        config, criteria, mask = given["generation_config"], given["stopping_criteria"], given.get("attention_mask")
+        config, criteria = call.get("generation_config"), call.get("stopping_criteria")
+        mask = call.get("attention_mask")
         self.kind = kind
         self.limit: int | None = config.max_length
-        self._rows, self.start = given["input_ids"].shape
+        self._rows, self.start = call.get("input_ids").shape
         self._width: int | None = self.start
         self.criteria = [type(criterion) for criterion in criteria]
-        if given.get("encoder_outputs") is not None:
+        if call.get("encoder_outputs") is not None:
             # Only a text encoder's input is counted in tokens.
             inputs = generate.get("inputs")
             inputs = generate.get("input_ids") if inputs is None else inputs
             self._width = inputs.shape[1] if getattr(inputs, "ndim", 0) == 2 else None
             mask = mask if call.instance.main_input_name == "input_ids" else None
-        elif (embeddings := given.get("inputs_embeds")) is not None:
+        elif (embeddings := call.get("inputs_embeds")) is not None:
             self._width = embeddings.shape[1]
         self._mask = mask if mask is not None and mask.dim() == 2 else None
         self._masked = self._mask is not None

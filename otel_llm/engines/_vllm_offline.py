@@ -77,9 +77,9 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     def arrives(call: Call) -> None:
         if (batch := _batch.get()) is None:
-            request = Request(call, probe, "text_completion", "params")
+            request = Request(call, probe, "text_completion", call.get("params"))
         else:
-            request = Request(call, probe, batch.operation, "params", batch.emit)
+            request = Request(call, probe, batch.operation, call.get("params"), batch.emit)
         call.kept = request, current.set(request)
 
     def added(call: Call) -> None:

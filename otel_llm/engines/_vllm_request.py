@@ -38,15 +38,14 @@ class Request(Recording):
     streamed = False
 
     def __init__(
-        self, call: Call, probe: Probe, operation: str, asked: str = "", emit: Callable[[Draft], None] | None = None
+        self, call: Call, probe: Probe, operation: str, asked: Any = None, emit: Callable[[Draft], None] | None = None
     ) -> None:
-        """``asked`` names the argument with the parameters, if they can be those of a model that generates nothing."""
-        given = call.arguments().get
-        self.operation, self._asked, self.request_id = operation, given(asked), given("request_id")
+        """``asked`` are the parameters, if they can be those of a model that generates nothing."""
+        self.operation, self._asked, self.request_id = operation, asked, call.get("request_id")
         self.samples: list[Sample] = []
         self._config = getattr(call.instance, "llm_engine", call.instance).model_config
-        self._adapter = given("lora_request")
-        super().__init__(emit or probe.emit, probe.capture(given("trace_headers")), probe.breaker.swallow)
+        self._adapter = call.get("lora_request")
+        super().__init__(emit or probe.emit, probe.capture(call.get("trace_headers")), probe.breaker.swallow)
 
     def attach(self, state: Any, submitted: int, *, traced: bool) -> None:
         """vLLM has made its state of one engine request, which is about to be handed to the core."""

@@ -30,7 +30,7 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         call.kept = Request(call, probe, "chat" if chat else "text_completion")
 
     def encode(call: Call) -> None:
-        call.kept = Request(call, probe, "embeddings", "pooling_params")
+        call.kept = Request(call, probe, "embeddings", call.get("pooling_params"))
 
     def watch(call: Call) -> None:
         if call.error is None:
@@ -45,14 +45,12 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             request.attach(state, now, traced=getattr(call.instance, "tracing_enabled", False))
 
     def events(call: Call) -> None:
-        given = call.arguments()
-        if sample := getattr(given["req_stats"], KEY, None):
-            sample.told(given["events"])
+        if sample := getattr(call.get("req_stats"), KEY, None):
+            sample.told(call.get("events"))
 
     def finished(call: Call) -> None:
-        given = call.arguments()
-        if sample := getattr(given["req_state"], KEY, None):
-            sample.finished(given["finish_reason"])
+        if sample := getattr(call.get("req_state"), KEY, None):
+            sample.finished(call.get("finish_reason"))
 
     def abort(call: Call) -> Steps:
         processor, ids = call.instance, tuple(call.get("request_ids"))
