@@ -23,7 +23,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 import otel_llm
 from otel_llm import instrumentation
 from otel_llm.engine_state import Emission
-from otel_llm.engines import _vllm_steps
+from otel_llm.engines import _vllm_steps, _vllm_told
 from tests.engines import vllm_live
 
 pytestmark = pytest.mark.vllm
@@ -274,12 +274,25 @@ def test_sleep_is_told_once_it_happened(engine: tuple[Any, Metrics]) -> None:
 
 
 @pytest.mark.expects_faults
-def test_an_error_in_the_count_of_steps_changes_no_answer(
-    engine: tuple[Any, Metrics], monkeypatch: pytest.MonkeyPatch, no_hidden_error: list[tuple[str, Exception]]
+@pytest.mark.parametrize(
+    ("module", "name", "place"),
+    [
+        (_vllm_steps, "prefill_tokens", "vllm.Scheduler.update_from_output"),
+        (_vllm_told, "note", "vllm.OutputProcessor.process_outputs"),
+    ],
+)
+def test_an_error_in_what_is_said_of_steps_changes_no_answer(
+    engine: tuple[Any, Metrics],
+    module: Any,
+    name: str,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    no_hidden_error: list[tuple[str, Exception]],
 ) -> None:
+    """Seen to fail with the handlers of errors in _vllm_steps.hooks and _vllm_told.hooks taken out."""
     from vllm import SamplingParams
 
-    def fail(_scheduled: Any) -> int:
+    def fail(*_: Any) -> int:
         raise RuntimeError("ours")
 
     llm_engine, _ = engine
@@ -293,9 +306,9 @@ def test_an_error_in_the_count_of_steps_changes_no_answer(
         return texts
 
     healthy = answers()
-    monkeypatch.setattr(_vllm_steps, "prefill_tokens", fail)
+    monkeypatch.setattr(module, name, fail)
     assert answers() == healthy
-    assert {place for place, _ in no_hidden_error} == {"vllm.Scheduler.update_from_output"}
+    assert {where for where, _ in no_hidden_error} == {place}
 
 
 def test_without_the_switch_batches_are_counted_and_nothing_is_timed(

@@ -84,7 +84,7 @@ def test_forks_while_recording_and_exporting(receiver: Receiver, forks: int, abr
     No child hangs, each counts its own request alone, and no id repeats although each seeds ``random``.
 
     On a machine that is busy enough a child has no time to deliver: then it has said so.
-    Seen to fail without the process's id in PerProcess: children reported the parent's requests as well.
+    Seen to fail without what PerProcess does in a forked child: what the children did was lost.
     """
     constantly = {"OTEL_BSP_SCHEDULE_DELAY": "1", "OTEL_METRIC_EXPORT_INTERVAL": "10"}
     program = FORKS.replace("FORKS", str(forks)).replace("ABRUPT", str(abrupt))
