@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from otel_llm import faults, tested
-from otel_llm.calls import Body, Call, Look, Returned, driver, looking
+from otel_llm.calls import Body, Call, Look, Returned, argument, driver, looking
 from otel_llm.engine_state import Emit
 
-__all__ = ["Body", "Call", "Capture", "Engine", "Hook", "Look", "Patch", "Patcher", "Probe", "Returned", "resolve"]
+__all__ = [
+    "Body", "Call", "Capture", "Engine", "Hook", "Look", "Patch", "Patcher", "Probe", "Returned", "argument", "resolve",
+]  # fmt: skip
 
 Ready = Callable[[], bool]
 

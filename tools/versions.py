@@ -126,7 +126,7 @@ def _finding(hook: Hook, sources: Sources) -> Finding:
 
 
 def _read(hook: Hook) -> set[str]:
-    """Names of arguments that are read without a default, at once or later, or taken by a replacement: its source."""
+    """Names of arguments that a hook reads without a default, at once or later, from its source."""
     reads = [each for each in (hook.body, hook.before, hook.after, hook.replacement) if each is not None]
     held = [value for function in reads for value in inspect.getclosurevars(function).nonlocals.values()]
     late = [value.read for value in held if isinstance(value, Later)]
@@ -137,8 +137,8 @@ def _read(hook: Hook) -> set[str]:
             first = node.args[0]
             if ast.unparse(node.func) == "call.get" and isinstance(first, ast.Constant):
                 names.add(str(first.value))
-        elif isinstance(node, ast.FunctionDef) and node.decorator_list:  # the one that takes the method's place
-            names.update(argument.arg for argument in node.args.args[1:])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "argument":  # of what a replacement is given
+            names.add(str(ast.literal_eval(node.args[1])))
     return names
 
 

@@ -76,10 +76,9 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     """The required hook serves ``LLMEngine`` without ``LLM`` as well."""
 
     def arrives(call: Call) -> None:
-        if (batch := _batch.get()) is None:
-            request = Request(call, probe, "text_completion", call.get("params"))
-        else:
-            request = Request(call, probe, batch.operation, call.get("params"), batch.emit)
+        batch = _batch.get()
+        operation, emit = ("text_completion", None) if batch is None else (batch.operation, batch.emit)
+        request = Request(call, probe, operation, call.get("params"), emit)
         call.kept = request, current.set(request)
 
     def added(call: Call) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Hook, Probe
+from otel_llm.patching import Hook, Probe, argument
 
 STEPS: Final = "otel-llm-steps"
 """``index;requests tokens[ prefill seconds];...``, one part per step since the last output."""
@@ -93,9 +93,6 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     def begin(scheduler: Any, scheduled: Any, at: float, resting: bool) -> None:
         _of(scheduler).begin(scheduled, at, resting=resting)
 
-    def end(scheduler: Any, scheduled: Any, outputs: Any) -> None:
-        _of(scheduler).end(scheduled, outputs, time.monotonic(), busy=bool(scheduler.running))
-
     def schedule(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,10 +104,16 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
         return schedule
 
     def update(original: Callable[..., Any]) -> Callable[..., Any]:
+        read_scheduled = argument(original, "scheduler_output")
+
+        def end(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+            scheduled = read_scheduled(args, kwargs)
+            _of(scheduler).end(scheduled, outputs, time.monotonic(), busy=bool(scheduler.running))
+
         @functools.wraps(original)
-        def update_from_output(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            outputs = original(self, scheduler_output, *args, **kwargs)
-            guarded(end, "Scheduler.update_from_output", self, scheduler_output, outputs)
+        def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = original(self, *args, **kwargs)
+            guarded(end, "Scheduler.update_from_output", self, args, kwargs, outputs)
             return outputs
 
         return update_from_output

@@ -14,7 +14,7 @@ from typing import Any
 from otel_llm.engine_state import EngineStep, Later
 from otel_llm.engines._vllm_steps import STEPS
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Hook, Probe
+from otel_llm.patching import Hook, Probe, argument
 
 
 def hooks(probe: Probe) -> tuple[Hook, ...]:
@@ -28,19 +28,20 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
             later.keep((steps, getattr(processor, KEY, None)))
 
     def process(original: Callable[..., Any]) -> Callable[..., Any]:
-        breaker = probe.breaker
+        breaker, read_outputs = probe.breaker, argument(original, "engine_core_outputs")
 
         @functools.wraps(original)
-        def process_outputs(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def process_outputs(self: Any, *args: Any, **kwargs: Any) -> Any:
             try:
-                for output in engine_core_outputs:
-                    if output.trace_headers:  # of few steps
-                        if breaker.closed:
-                            told(self, engine_core_outputs)
-                        break
+                if breaker.closed:
+                    outputs = read_outputs(args, kwargs)
+                    for output in outputs:
+                        if output.trace_headers:  # of few steps
+                            told(self, outputs)
+                            break
             except Exception as error:
                 breaker.swallow("OutputProcessor.process_outputs", error)
-            return original(self, engine_core_outputs, *args, **kwargs)
+            return original(self, *args, **kwargs)
 
         return process_outputs
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
-from otel_llm.patching import Call, Hook, Probe, Returned
+from otel_llm.patching import Call, Hook, Probe, Returned, argument
 
 Steps = Generator[None, Returned, Any]
 KEY: Final = "_otel_llm"
@@ -80,12 +80,14 @@ def _watched(original: Callable[..., Any], probe: Probe) -> Callable[..., Any]:
     A connector keeps it after ``uninstrument()``, which then reads the stamps no more.
     """
 
+    read_request = argument(original, "request")
+
     @functools.wraps(original)
-    def update_state_after_alloc(request: Any, *args: Any, **kwargs: Any) -> Any:
+    def update_state_after_alloc(*args: Any, **kwargs: Any) -> Any:
         try:
-            setattr(request, _LOADING, time.monotonic())
+            setattr(read_request(args, kwargs), _LOADING, time.monotonic())
         except Exception as error:
             probe.breaker.swallow("update_state_after_alloc", error)
-        return original(request, *args, **kwargs)
+        return original(*args, **kwargs)
 
     return update_state_after_alloc

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from otel_llm.engines import _vllm_state, _vllm_steps, _vllm_waits
-from otel_llm.patching import Call
+from otel_llm.engines import _vllm_state, _vllm_steps, _vllm_told, _vllm_waits
+from otel_llm.faults import Breaker
+from otel_llm.patching import Call, Probe, argument
 
 
 def counter() -> _vllm_steps.Steps:
@@ -123,3 +124,42 @@ def test_waits_that_make_no_sense(said: str, believed: float | None) -> None:
     """Seen to fail with any finite number believed: nanoseconds of 1e300 s cannot be counted, the request was lost."""
     assert _vllm_waits.received({_vllm_waits.GRAMMAR_READY: said}, _vllm_waits.GRAMMAR_READY) == believed
     assert _vllm_waits.received({}, _vllm_waits.GRAMMAR_READY) is None
+
+
+REPLACED = {
+    "process_outputs": lambda probe, original: _vllm_told.hooks(probe)[0].replacement(original),
+    "update_from_output": lambda probe, original: _vllm_steps.hooks(probe)[0].replacement(original),
+    "update_state_after_alloc": lambda probe, original: _vllm_waits._watched(original, probe),
+}
+"""Functions of ours that stand where vLLM's stood, given all as its caller gave it."""
+
+
+@pytest.mark.expects_faults
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_an_argument_with_another_name_is_an_error_of_ours_alone(
+    replaced: str, no_hidden_error: list[tuple[str, Exception]]
+) -> None:
+    """Seen to fail with parameters of that name: a TypeError in vLLM's caller."""
+
+    def original(*_: Any, renamed: Any) -> Any:
+        return renamed
+
+    def nothing(*_: Any, **__: Any) -> bool:
+        return False
+
+    ours = REPLACED[replaced](Probe(nothing, nothing, nothing, Breaker("vllm")), original)
+    about = () if replaced == "update_state_after_alloc" else (Object(),)
+    assert ours(*about, renamed=7) == 7
+    ((place, error),) = no_hidden_error
+    assert place.endswith(replaced)
+    assert isinstance(error, KeyError)
+
+
+def test_an_argument_is_read_by_its_name_however_it_was_passed() -> None:
+    def original(self: Any, a: int, b: int = 2) -> None:
+        """Method or function."""
+
+    read = argument(original, "b")
+    assert read((1, 3), {}) == read((1,), {"b": 3}) == read((), {"b": 3, "a": 1}) == 3
+    with pytest.raises(LookupError):
+        read((1,), {})
