@@ -25,7 +25,7 @@ class PerProcess(Generic[T]):
 
     def __init__(self, build: Callable[[], T]) -> None:
         self._build = build
-        self._live: T | None = None
+        self._live: tuple[int, T] | None = None
         self._retired: list[object] = []
         # A finaliser, or a handler of signals, may come in the middle of building.
         self._lock = threading.RLock()
@@ -34,13 +34,13 @@ class PerProcess(Generic[T]):
 
     def get(self) -> T:
         """Return the value of this process, building it if need be. RuntimeError in the middle of building it."""
-        live = self._live
+        live = self._live  # every request asks: the process's id, a system call, is left to those that are at an end
         if live is None:
             with self._lock:
                 live = self._live
                 if live is None:
-                    live = self._live = self._built()
-        return live
+                    live = self._live = os.getpid(), self._built()
+        return live[1]
 
     def _built(self) -> T:
         if self._building:
@@ -52,8 +52,9 @@ class PerProcess(Generic[T]):
             self._building = False
 
     def peek(self) -> T | None:
-        """Return the value of this process if it was built."""
-        return self._live
+        """Return the value of this process if it was built. A handler of signals may ask before a fork is over."""
+        live = self._live
+        return live[1] if live is not None and live[0] == os.getpid() else None
 
     def discard(self, only: T | None = None) -> T | None:
         """Forget and return the value of this process, or this one only; the next use builds anew. Never waits long."""
