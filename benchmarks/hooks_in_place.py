@@ -99,7 +99,7 @@ _resolve = patching.resolve
 _hooks: dict[tuple[Any, str], Any] = {}
 
 
-def run(engine: str, load: Callable[[], Callable[[], None]], rounds: int) -> Clocks:
+def run(engine: str, load: Callable[[], Callable[[], object]], rounds: int) -> Clocks:
     """Instrument, make the load, and repeat it with hooks and without."""
     import otel_llm
     from otel_llm import instrumentation
@@ -123,7 +123,7 @@ def run(engine: str, load: Callable[[], Callable[[], None]], rounds: int) -> Clo
     return clocks
 
 
-def vllm() -> Callable[[], None]:
+def vllm() -> Callable[[], object]:
     from vllm import LLM, SamplingParams
 
     from benchmarks.vllm_overhead import PROMPT
@@ -133,7 +133,7 @@ def vllm() -> Callable[[], None]:
     options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32", "max_model_len": 512, "block_size": 32}
     llm = LLM(model=str(model), disable_log_stats=False, **options)
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0)
-    return lambda: llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)  # type: ignore[return-value] # unused
+    return lambda: llm.generate([PROMPT] * REQUESTS, params, use_tqdm=False)
 
 
 def transformers() -> Callable[[], None]:
