@@ -51,7 +51,6 @@ class Request(Recording):
         """vLLM has made its state of one engine request, which is about to be handed to the core."""
         sample = Sample(self, state, submitted, traced)
         setattr(state, KEY, sample)
-        setattr(state.stats, KEY, sample)
         self.samples.append(sample)
 
     def started(self) -> None:

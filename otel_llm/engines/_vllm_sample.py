@@ -43,14 +43,16 @@ class Sample:
         if not self.request.streamed:
             self.request.sample_ended(self.ended)
 
-    def told(self, events: Sequence[Any]) -> None:
+    def told(self, now: int, events: Sequence[Any], headers: Mapping[str, str] | None) -> None:
         """What the core says of its scheduling, with some of its outputs: nearly always with the first one alone."""
+        if headers:
+            self.headers = headers
         if self.received:
             self._read()
             self.events = events
             self._read()
         else:
-            self.received, self.events = time.monotonic_ns(), events
+            self.received, self.events = now, events
 
     def _read(self) -> None:
         events, self.events = self.events, ()

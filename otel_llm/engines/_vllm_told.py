@@ -1,5 +1,5 @@
 """
-What the engine core sends along with its outputs. Not an engine: files that start with ``_`` are none.
+What the engine core says with its outputs. Not an engine: files that start with ``_`` are none.
 
 In the frontend, at every step and before vLLM looks at the outputs.
 Upstream: vllm/v1/engine/output_processor.py.
@@ -8,6 +8,7 @@ Upstream: vllm/v1/engine/output_processor.py.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,12 +22,6 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
     """In the frontend."""
     later = Later(probe.emit, read, "OutputProcessor.process_outputs", probe.breaker.swallow)
 
-    def told(processor: Any, outputs: Iterable[Any]) -> None:
-        said = [output for output in outputs if output.trace_headers]
-        note(processor, said)
-        if steps := said[0].trace_headers.get(STEPS):
-            later.keep((steps, getattr(processor, KEY, None)))
-
     def process(original: Callable[..., Any]) -> Callable[..., Any]:
         breaker, read_outputs = probe.breaker, argument(original, "engine_core_outputs")
 
@@ -36,9 +31,11 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
                 if breaker.closed:
                     outputs = read_outputs(args, kwargs)
                     for output in outputs:
-                        if output.trace_headers:  # of few steps
-                            told(self, outputs)
+                        if output.events:  # of few steps
+                            note(self, outputs)
                             break
+                    if len(outputs) and (headers := outputs[0].trace_headers) and (steps := headers.get(STEPS)):
+                        later.keep((steps, getattr(self, KEY, None)))
             except Exception as error:
                 breaker.swallow("OutputProcessor.process_outputs", error)
             return original(self, *args, **kwargs)
@@ -49,10 +46,11 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
 
 def note(processor: Any, outputs: Iterable[Any]) -> None:
-    """Keep what came along with the first outputs of requests."""
+    """Keep what the core says of its scheduling of some requests: with their first output, and after a preemption."""
+    now, states = time.monotonic_ns(), processor.request_states
     for output in outputs:
-        if output.events and (sample := getattr(processor.request_states.get(output.request_id), KEY, None)):
-            sample.headers = output.trace_headers
+        if output.events and (sample := getattr(states.get(output.request_id), KEY, None)):
+            sample.told(now, output.events, output.trace_headers)
 
 
 def read(told: tuple[str, str | None]) -> Iterator[EngineStep]:

@@ -44,10 +44,6 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         if not hasattr(state, KEY):  # else a streaming input's next chunk
             request.attach(state, now, traced=getattr(call.instance, "tracing_enabled", False))
 
-    def events(call: Call) -> None:
-        if sample := getattr(call.get("req_stats"), KEY, None):
-            sample.told(call.get("events"))
-
     def finished(call: Call) -> None:
         if sample := getattr(call.get("req_state"), KEY, None):
             sample.finished(call.get("finish_reason"))
@@ -87,7 +83,6 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "output_processor:OutputProcessor.add_request",), after=submitted),
         Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), before=finished),
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
-        Hook(("vllm.v1.metrics.stats:IterationStats.update_from_events",), before=events),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
         *_vllm_state.hooks(probe),
         *_vllm_steps.hooks(probe),

@@ -12,8 +12,11 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tools/versions.py"
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="the wheel holds no tools")
 
-STATS = "class IterationStats:\n    def update_from_events(self, req_id, {events}, is_prefilling, req_stats): ...\n"
-OUTPUTS = "class OutputProcessor:\n    def process_outputs(self, outputs, engine_core_timestamp=None): ...\n"
+OUTPUTS = """\
+class OutputProcessor:
+    def add_request(self, {request}, prompt): ...
+    def process_outputs(self, outputs, engine_core_timestamp=None): ...
+"""
 LOGGERS = """\
 class Base:
     def __init__(self, enable_default_loggers=True): ...
@@ -22,33 +25,32 @@ class StatLoggerManager(Base):
 """
 
 
-def findings(tmp_path: Path, events: str) -> dict[str, Any]:
+def findings(tmp_path: Path, request: str) -> dict[str, Any]:
     wheel = tmp_path / "made.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("vllm/v1/metrics/stats.py", STATS.format(events=events))
         archive.writestr("vllm/v1/metrics/loggers.py", LOGGERS)
-        archive.writestr("vllm/v1/engine/output_processor.py", OUTPUTS)
+        archive.writestr("vllm/v1/engine/output_processor.py", OUTPUTS.format(request=request))
     found = runpy.run_path(str(TOOL))["examine"]("vllm", wheel)
     return {finding.target.rpartition(":")[2]: finding for finding in found}
 
 
 def test_what_is_there_is_found_inherited_or_not(tmp_path: Path) -> None:
-    found = findings(tmp_path, "events")
-    assert found["IterationStats.update_from_events"].found
-    assert found["IterationStats.update_from_events"].unread == ()
+    found = findings(tmp_path, "request")
+    assert found["OutputProcessor.add_request"].found
+    assert found["OutputProcessor.add_request"].unread == ()
     assert found["StatLoggerManager.__init__"].found
     assert found["AsyncLLM.generate"].found is None
 
 
 def test_a_renamed_argument_is_found(tmp_path: Path) -> None:
-    assert findings(tmp_path, "happenings")["IterationStats.update_from_events"].unread == ("events",)
+    assert findings(tmp_path, "asked")["OutputProcessor.add_request"].unread == ("request",)
 
 
 def test_a_renamed_argument_is_found_where_it_is_read_later(tmp_path: Path) -> None:
-    unread = findings(tmp_path, "events")["StatLoggerManager.record"].unread
+    unread = findings(tmp_path, "request")["StatLoggerManager.record"].unread
     assert unread == ("engine_idx", "iteration_stats", "scheduler_stats")
 
 
 def test_a_renamed_argument_of_a_function_that_takes_its_place_is_found(tmp_path: Path) -> None:
-    unread = findings(tmp_path, "events")["OutputProcessor.process_outputs"].unread
+    unread = findings(tmp_path, "request")["OutputProcessor.process_outputs"].unread
     assert unread == ("engine_core_outputs",)
