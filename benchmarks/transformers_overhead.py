@@ -19,7 +19,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, calm, cell, machine, pairs, rounds, with_peers
-from benchmarks.vllm_overhead import OURS, OURS_1, openlit, otel_llm_arm, our_patches
+from benchmarks.vllm_overhead import (
+    EMPTY,
+    OURS,
+    OURS_1,
+    empty_patches,
+    nothing,
+    openlit,
+    otel_llm_arm,
+    our_patches,
+)
 
 FEW, MANY = 1, 16
 PROMPT = "A request waits in the queue"
@@ -60,6 +69,7 @@ def run(url: str, number: int) -> None:
     arms = Arms(classes())
     arms.add(OURS, otel_llm_arm(arms, {OURS: "1.0", OURS_1: "0.01"}), our_patches)
     arms.alias(OURS_1, OURS)
+    arms.add(EMPTY, nothing, empty_patches)
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)

