@@ -81,18 +81,21 @@ def _positions(original: Any) -> dict[str, int]:
     return {name: position for position, name in enumerate(names[1:] if bound else names)}
 
 
-def argument(original: Any, name: str) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
+def argument(original: Any, name: str, *default: Any) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any]:
     """
     What reads one argument of a call of ``original`` by its name.
 
     For a function that takes its place and is given all as the caller gave it:
     a parameter of its own would raise into the caller where upstream renames
-    its own. LookupError if the caller left it out, or it has another name.
+    its own. Without a default, LookupError if the caller left it out, or it
+    has another name.
     """
     position = _positions(original).get(name, _NOWHERE)
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return args[position] if position < len(args) else kwargs[name]
+        if position < len(args):
+            return args[position]
+        return kwargs.get(name, *default) if default else kwargs[name]
 
     return read
 

@@ -62,7 +62,7 @@ class Hook:
     """Instead of a body, one of these or both, at a method that every request or step comes by."""
     replacement: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """
-    Instead of a body, for calls per token: given the original, returns a plain
+    Instead of a body, where calls are most: given the original, returns a plain
     function that takes its place. It guards itself.
     """
     required: bool = True

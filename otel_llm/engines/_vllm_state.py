@@ -8,14 +8,15 @@ has the request. Upstream: vllm/v1/metrics/{loggers,stats}.py.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from otel_llm.engine_state import EngineState, Later
 from otel_llm.engines._vllm_request import served_model
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Call, Hook, Probe, Returned
+from otel_llm.patching import Call, Hook, Probe, Returned, argument
 from otel_llm.recording import TokenGaps
 
 Steps = Generator[None, Returned, None]
@@ -34,20 +35,32 @@ class Watched:
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """In the frontend."""
 
-    def read(call: Call) -> Iterator[TokenGaps | EngineState]:
-        watched: Watched = getattr(call.instance, KEY)
-        iteration = call.get("iteration_stats")
-        found = getattr(iteration, "inter_token_latencies_iter", None)
-        if found:  # one value per output of the step, nearly all of them equal
-            yield TokenGaps("vllm", watched.model, Counter(found))
-        preempted = getattr(iteration, "num_preempted_reqs", None)
-        yield _state(call.get("scheduler_stats"), watched, call.get("engine_idx") or 0, preempted)
+    def told(original: Callable[..., Any]) -> Callable[..., Any]:
+        breaker, place = probe.breaker, "StatLoggerManager.record"
+        scheduler, iteration = argument(original, "scheduler_stats"), argument(original, "iteration_stats")
+        engine_index = argument(original, "engine_idx", 0)
 
-    later = Later(probe.emit, read, "StatLoggerManager.record", probe.breaker.swallow)
+        def read(kept: tuple[Watched, tuple[Any, ...], dict[str, Any]]) -> Iterator[TokenGaps | EngineState]:
+            watched, args, kwargs = kept
+            stats = iteration(args, kwargs)
+            found = getattr(stats, "inter_token_latencies_iter", None)
+            if found:  # one value per output of the step, nearly all of them equal
+                yield TokenGaps("vllm", watched.model, Counter(found))
+            preempted = getattr(stats, "num_preempted_reqs", None)
+            yield _state(scheduler(args, kwargs), watched, engine_index(args, kwargs), preempted)
 
-    def recorded(call: Call) -> None:
-        if hasattr(call.instance, KEY):  # else made before otel-llm came
-            later.keep(call)
+        later = Later(probe.emit, read, place, breaker.swallow)
+
+        @functools.wraps(original)
+        def record(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                if breaker.closed and (watched := getattr(self, KEY, None)) is not None:  # else older than otel-llm
+                    later.keep((watched, args, kwargs))
+            except Exception as error:
+                breaker.swallow(place, error)
+            return original(self, *args, **kwargs)
+
+        return record
 
     def slept(call: Call) -> Steps:
         yield
@@ -60,7 +73,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
 
     manager = "vllm.v1.metrics.loggers:StatLoggerManager."
     return (
-        Hook((manager + "record",), before=recorded),
+        Hook((manager + "record",), replacement=told),
         Hook((manager + "record_sleep_state",), slept, required=False),
     )
 

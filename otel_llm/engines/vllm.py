@@ -9,15 +9,16 @@ vllm/v1/metrics/{stats,loggers}.py.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from typing import Any
 
 from otel_llm.engines import _vllm_offline, _vllm_state, _vllm_steps, _vllm_told, _vllm_tracing, _vllm_waits
 from otel_llm.engines._vllm_request import Request, current, served_model
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Call, Engine, Hook, Probe, Returned
+from otel_llm.patching import Call, Engine, Hook, Probe, Returned, argument
 from otel_llm.streams import watched_async
 
 Steps = Generator[None, Returned, Any]
@@ -36,17 +37,37 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         if call.error is None:
             call.value = watched_async(call.value, call.kept, probe.breaker.swallow)
 
-    def submitted(call: Call) -> None:
-        now, request = time.monotonic_ns(), current.get()
-        if request is None or not request.open or call.error is not None:
-            return
-        state = call.instance.request_states.get(call.get("request").request_id)
-        if not hasattr(state, KEY):  # else a streaming input's next chunk
-            request.attach(state, now, traced=getattr(call.instance, "tracing_enabled", False))
+    def submitting(original: Callable[..., Any]) -> Callable[..., Any]:
+        breaker, read_request = probe.breaker, argument(original, "request")
 
-    def finished(call: Call) -> None:
-        if sample := getattr(call.get("req_state"), KEY, None):
-            sample.finished(call.get("finish_reason"))
+        @functools.wraps(original)
+        def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+            value = original(self, *args, **kwargs)
+            try:
+                if breaker.closed and (request := current.get()) is not None and request.open:
+                    now, state = time.monotonic_ns(), self.request_states.get(read_request(args, kwargs).request_id)
+                    if not hasattr(state, KEY):  # else a streaming input's next chunk
+                        request.attach(state, now, traced=getattr(self, "tracing_enabled", False))
+            except Exception as error:
+                breaker.swallow("OutputProcessor.add_request", error)
+            return value
+
+        return add_request
+
+    def finishing(original: Callable[..., Any]) -> Callable[..., Any]:
+        breaker, read_reason = probe.breaker, argument(original, "finish_reason")
+        read_state = argument(original, "req_state")
+
+        @functools.wraps(original)
+        def _update_stats_from_finished(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                if breaker.closed and (sample := getattr(read_state(args, kwargs), KEY, None)):
+                    sample.finished(read_reason(args, kwargs))
+            except Exception as error:
+                breaker.swallow("OutputProcessor._update_stats_from_finished", error)
+            return original(self, *args, **kwargs)
+
+        return _update_stats_from_finished
 
     def abort(call: Call) -> Steps:
         processor, ids = call.instance, tuple(call.get("request_ids"))
@@ -80,8 +101,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
         Hook((v1 + "async_llm:AsyncLLM.encode",), before=encode, after=watch),
         Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
         Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
-        Hook((v1 + "output_processor:OutputProcessor.add_request",), after=submitted),
-        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), before=finished),
+        Hook((v1 + "output_processor:OutputProcessor.add_request",), replacement=submitting),
+        Hook((v1 + "output_processor:OutputProcessor._update_stats_from_finished",), replacement=finishing),
         Hook((v1 + "output_processor:OutputProcessor.abort_requests",), abort),
         Hook(("vllm.v1.metrics.loggers:StatLoggerManager.__init__",), keep_quiet),
         *_vllm_state.hooks(probe),

@@ -16,6 +16,7 @@ import pytest
 
 import otel_llm
 from otel_llm import faults
+from otel_llm.engine_state import Later
 from otel_llm.engines._vllm_request import Request
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.engines.vllm import ENGINE
@@ -24,7 +25,12 @@ from tests.engines.vllm_live import POSITIONS, LiveEngine, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.expects_faults]
 REQUESTS = 30
-PLACES = {"the stream": (Request, ("started", "item", "ended")), "the sample": (Sample, ("told", "timeline"))}
+PLACES = {
+    "the stream": (Request, ("started", "item", "ended")),
+    "the submission": (Request, ("attach",)),
+    "the sample": (Sample, ("told", "finished", "timeline")),
+    "the step": (Later, ("keep",)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +108,7 @@ def test_no_fault_of_ours_shows_under_load(
     Tokens and exceptions of all callers are those of a process without us, and the engine lives.
 
     Seen to fail with the handlers of errors in calls.driver, calls._resume, calls.looking and streams.watched_async
-    taken out.
+    taken out, and with those of what takes the place of vLLM's functions.
     """
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
     for owner, names in PLACES.values():
