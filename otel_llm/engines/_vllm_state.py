@@ -47,7 +47,7 @@ def hooks(probe: Probe) -> tuple[Hook, ...]:
             if found:  # one value per output of the step, nearly all of them equal
                 yield TokenGaps("vllm", watched.model, Counter(found))
             preempted = getattr(stats, "num_preempted_reqs", None)
-            yield _state(scheduler(args, kwargs), watched, engine_index(args, kwargs), preempted)
+            yield _state(scheduler(args, kwargs), watched, engine_index(args, kwargs) or 0, preempted)
 
         later = Later(probe.emit, read, place, breaker.swallow)
 
