@@ -1,9 +1,9 @@
 """
 What happens around one call of a wrapped function: only the host's exceptions pass.
 
-A body stands around the call; where calls are many, one look before it or one
-after it, or both, cost a third of that. All are given the call's arguments by
-name, whatever their order is in the installed version.
+A body stands around the call; where calls are many, what enters it and leaves
+it costs a third of that. Both are given the call's arguments by name, whatever
+their order is in the installed version.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NOWHERE: Final = sys.maxsize
 
 
 class Call:
-    """One call of a wrapped function: its arguments by name and, for a look after it, how it ended."""
+    """One call of a wrapped function, with its arguments by name."""
 
-    __slots__ = ("_positions", "args", "error", "instance", "kept", "kwargs", "value")
+    __slots__ = ("_positions", "args", "instance", "kwargs")
 
     def __init__(
         self, positions: Mapping[str, int], instance: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -31,11 +31,6 @@ class Call:
         self.instance = instance
         self.args = args
         self.kwargs = kwargs
-        self.kept: Any = None
-        """What the look before it keeps for the one after it."""
-        self.value: Any = None
-        """What it returned; what the look after it puts here takes its place (for proxies around iterators)."""
-        self.error: BaseException | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument of this name, or the default if the caller left it out."""
@@ -68,8 +63,15 @@ repeat it or swallow its exception. What the body returns, unless None,
 replaces the result (for proxies around iterators).
 """
 
-Look = Callable[[Call], None]
-"""Looks at a call before it is made, or once it has ended. One that fails before it is not followed by the other."""
+Leave = Callable[[Any, BaseException | None], Any]
+"""Given what the call returned and what it raised, one of them None. What it returns, unless None, is the result."""
+
+Enter = Callable[[Any, Mapping[str, Any], dict[str, Any]], Leave | None]
+"""
+Given the instance, the arguments by name and those that the caller passed by
+name, before the call is made; what it puts in the latter is passed on. Returns
+what is to be told how the call ended, if anything is.
+"""
 
 
 def _positions(original: Any) -> dict[str, int]:
@@ -138,40 +140,34 @@ def _resume(steps: Generator[None, Returned, Any], returned: Returned, breaker: 
     return None
 
 
-def looking(
-    before: Look | None, after: Look | None, original: Callable[..., Any], place: str, breaker: faults.Breaker
-) -> Callable[..., Any]:
+def entering(enter: Enter, original: Callable[..., Any], place: str, breaker: faults.Breaker) -> Callable[..., Any]:
     """Take the place of a method."""
-    positions = _positions(original)
+    names = tuple(_positions(original))
 
     @functools.wraps(original)
-    def looked_at(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not breaker.closed:
+    def entered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        leave = None
+        if breaker.closed:
+            try:
+                given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+                leave = enter(self, given, kwargs)
+            except Exception as fault:
+                breaker.swallow(place, fault)
+        if leave is None:
             return original(self, *args, **kwargs)
-        call = Call(positions, self, args, kwargs)
-        if before is not None:
-            try:
-                before(call)
-            except Exception as fault:
-                breaker.swallow(place, fault)
-                return original(self, *call.args, **call.kwargs)
-        if after is None:
-            return original(self, *call.args, **call.kwargs)
         try:
-            value = call.value = original(self, *call.args, **call.kwargs)
+            value = original(self, *args, **kwargs)
         except BaseException as error:
-            call.error = error
             try:
-                after(call)
+                leave(None, error)
             except Exception as fault:
                 breaker.swallow(place, fault)
-            call.error = None  # its traceback holds this frame, and so the call
             raise
         try:
-            after(call)
-            value = call.value
+            replacement = leave(value, None)
         except Exception as fault:
             breaker.swallow(place, fault)
-        return value
+            return value
+        return value if replacement is None else replacement
 
-    return looked_at
+    return entered

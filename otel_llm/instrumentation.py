@@ -218,7 +218,7 @@ def emit(said: Emission) -> None:
                     return
                 said = request
         if (active := _active) is not None:
-            live = _live.get()
+            live = _live.value or _live.get()
             if asks and (live.outdated or (not live.settled and active.traced())):
                 live = _current_live() or live
             live.take(said)

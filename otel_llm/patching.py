@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from otel_llm import faults, tested
-from otel_llm.calls import Body, Call, Look, Returned, argument, driver, looking
+from otel_llm.calls import Body, Call, Enter, Leave, Returned, argument, driver, entering
 from otel_llm.engine_state import Emit
 
 __all__ = [
-    "Body", "Call", "Capture", "Engine", "Hook", "Look", "Patch", "Patcher", "Probe", "Returned", "argument", "resolve",
+    "Body", "Call", "Capture", "Engine", "Enter", "Hook", "Leave", "Patch", "Patcher", "Probe", "Returned", "argument",
+    "resolve",
 ]  # fmt: skip
 
 Ready = Callable[[], bool]
@@ -57,9 +58,8 @@ class Hook:
     targets: tuple[str, ...]
     """``module:Class.method``, preferred first; the first that resolves is wrapped."""
     body: Body | None = None
-    before: Look | None = None
-    after: Look | None = None
-    """Instead of a body, one of these or both, at a method that every request or step comes by."""
+    enter: Enter | None = None
+    """Instead of a body, at a method that every request comes by."""
     replacement: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     """
     Instead of a body, where calls are most: given the original, returns a plain
@@ -192,7 +192,8 @@ class Patcher:
         elif hook.replacement is not None:
             wrapper = hook.replacement(original)
         else:
-            wrapper = looking(hook.before, hook.after, original, where, self.breaker)
+            assert hook.enter is not None
+            wrapper = entering(hook.enter, original, where, self.breaker)
         self._patches.append(Patch(parent, attribute, vars(parent).get(attribute), wrapper))
         setattr(parent, attribute, wrapper)
         self._wrapped.append(hook.targets[0])

@@ -127,7 +127,7 @@ def _finding(hook: Hook, sources: Sources) -> Finding:
 
 def _read(hook: Hook) -> set[str]:
     """Names of arguments that a hook reads without a default, at once or later, from its source."""
-    reads = [each for each in (hook.body, hook.before, hook.after, hook.replacement) if each is not None]
+    reads = [each for each in (hook.body, hook.enter, hook.replacement) if each is not None]
     held = [value for function in reads for value in inspect.getclosurevars(function).nonlocals.values()]
     late = [value.read for value in held if isinstance(value, Later)]
     trees = [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in (*reads, *late)]
@@ -135,8 +135,10 @@ def _read(hook: Hook) -> set[str]:
     for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and len(node.args) == 1:
             first = node.args[0]
-            if ast.unparse(node.func) == "call.get" and isinstance(first, ast.Constant):
+            if ast.unparse(node.func) in ("call.get", "given.get") and isinstance(first, ast.Constant):
                 names.add(str(first.value))
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "given":
+            names.add(str(ast.literal_eval(node.slice)))
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "argument":  # of what a replacement is given
             names.add(str(ast.literal_eval(node.args[1])))
     return names

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from otel_llm.engines import _transformers_device
+from otel_llm.engines import _transformers_here as here
 from otel_llm.engines._transformers_counts import Kind
 from otel_llm.engines._transformers_loop import Loop
 from otel_llm.engines._transformers_marks import marks
-from otel_llm.engines._transformers_model import about, name_of, operation
-from otel_llm.engines._transformers_pipeline import scope
-from otel_llm.engines._transformers_threads import carried, errand
-from otel_llm.patching import Call, Look, Probe
+from otel_llm.engines._transformers_model import name_of, operation
+from otel_llm.engines._transformers_threads import carried
+from otel_llm.patching import Leave, Probe
 from otel_llm.recording import Recording
 from otel_llm.timeline import ending
 
-current: Final[ContextVar[Generation | None]] = ContextVar("otel_llm_transformers_generation", default=None)
-"""The call of ``generate`` that runs in this thread."""
-
-stamping: Final[ContextVar[Callable[[int], object] | None]] = ContextVar("otel_llm_transformers_stamps", default=None)
-"""Takes the moment at which the loop that runs in this thread was done with a step."""
+_TEXT: Final = ("text",)
 
 
 class Generation(Recording):
@@ -39,81 +34,74 @@ class Generation(Recording):
     _asked: int | None = None
     _submitted: int | None = None
 
-    def __init__(self, call: Call, probe: Probe, *, direct: bool = False) -> None:
+    def __init__(self, model: Any, given: Mapping[str, Any], probe: Probe, *, direct: bool = False) -> None:
+        """``given`` are the arguments by name; ``direct`` is whether there is a decoding method and no ``generate``."""
         self.stamps: list[int] = []
         """Of a custom loop, which has no decoding method."""
+        self.stamp: Callable[[int], object] | None = self.stamps.append
+        """Takes the moment at which the loop was done with a step."""
         self._loops: list[Loop] = []
-        self._call: Any = call
+        self._model, self._arguments = model, given
         """Until it ends: whoever drops a model wants its memory back."""
-        self._about, self._direct, self._timed = about(call.instance), direct, probe.device_timing
-        here, pipeline = errand.get(), scope.get()
-        context = probe.capture(carried=carried(call.get("streamer"), here))
+        self._config, self._kind, self._main_input = model.config, type(model), model.main_input_name
+        # Old versions do not say what they put out, and are taken to write text.
+        self._text = getattr(model, "output_modalities", _TEXT) == _TEXT
+        self._direct, self._timed = direct, probe.device_timing
+        errand, streamer, pipeline = here.errand.get(), given.get("streamer"), here.pipeline.get()
+        plain = errand is None and streamer is None
+        context = probe.capture() if plain else probe.capture(carried=carried(streamer, errand))
         super().__init__(probe.emit, context, probe.breaker.swallow)
         self._scheduled = self.received
-        if here is not None and (wait := here.waited()) is not None:
+        if errand is not None and (wait := errand.waited()) is not None:
             self._submitted, self._scheduled = wait
         if pipeline is not None:
             self._asked = pipeline.take()
             if self._asked is not None and self._submitted is None:
                 self._submitted = self._scheduled  # what came before was the pipeline's own work
 
-    def entered(self) -> Look:
-        """``generate`` begins; return what to do when it has ended."""
-        tokens = current.set(self), stamping.set(self.stamps.append)
+    def entered(self) -> Leave:
+        """``generate`` begins; return what to tell of its end."""
+        self._token = here.generation.set(self)
+        return self.left
 
-        def left(call: Call) -> None:
-            current.reset(tokens[0])
-            stamping.reset(tokens[1])
-            self.ended(call.error)
-
-        return left
-
-    def nested(self, model: Any) -> Look | None:
+    def nested(self, model: Any) -> Leave | None:
         """Another ``generate`` begins inside this one: of an assistant, or the same on its way to a custom loop."""
         draft = self.loop is not None
-        if self.muted or (model is self._call.instance and not draft):
+        if self.muted or (model is self._model and not draft):
             return None
-        self.muted, begin, token = True, time.monotonic_ns(), stamping.set(None)
+        self.muted, begin, stamp, self.stamp = True, time.monotonic_ns(), self.stamp, None
 
-        def left(_call: Call) -> None:
-            self.muted = False
-            stamping.reset(token)
+        def left(_value: object, _error: object) -> None:
+            self.muted, self.stamp = False, stamp
             if draft:
                 self.draft += time.monotonic_ns() - begin
 
         return left
 
-    def decoding(self, call: Call, kind: Kind, beyond: Look | None = None) -> Look:
-        """A decoding method begins; return what to do when it has ended, ``beyond`` last."""
+    def decoding(self, model: Any, given: Mapping[str, Any], kind: Kind, kwargs: dict[str, Any]) -> Leave:
+        """A decoding method begins; return what to tell of its end."""
         # A beam search launches more after the last moment at which it is seen.
-        device = _transformers_device.of(call.instance) if self._timed and kind != "beam" else None
-        loop = self.loop = Loop(call, kind, self._call, device, self.swallow)
+        device = _transformers_device.of(model) if self._timed and kind != "beam" else None
+        loop = Loop(model, given, kind, self._arguments, device)
+        self.stamp, self.loop = loop.entered(kwargs, self.swallow), loop
         self._loops.append(loop)
-        token = stamping.set(loop.stamp)
+        return loop.left
 
-        def left(call: Call) -> None:
-            stamping.reset(token)
-            self.loop = None
-            if call.error is None:
-                loop.end(call.value)
-            if beyond is not None:
-                beyond(call)
-
-        return left
-
-    def ended(self, error: BaseException | None) -> None:
+    def left(self, _value: object, error: BaseException | None) -> None:
         """``generate`` has returned or raised: only now is the device asked for anything."""
-        now, call, self._call = time.monotonic_ns(), self._call, None
-        self._given = [name for name, value in call.kwargs.items() if value is not None]
-        self._finished, text = error is None, self._about[2] == ("text",)
+        here.generation.reset(self._token)
+        now, given = time.monotonic_ns(), self._arguments
+        self._model, self._arguments = None, {}
+        self._given = [name for name, value in given.items() if value is not None]
         # A row of ids is a text, or unknown: codes of sound have rows and lengths of other meaning.
-        self._counted = text and not self._direct
+        self._finished, self._counted = error is None, self._text and not self._direct
         for loop in self._loops:
-            try:
-                loop.settle(failed=not self._finished, counted=self._counted)
-            except Exception as fault:
-                self.swallow("counts", fault)
-        if self._finished and (pipeline := scope.get()) is not None:
+            if not loop.settled:
+                try:
+                    loop.settle(failed=not self._finished, counted=self._counted)
+                except Exception as fault:
+                    self.swallow("counts", fault)
+        if self._finished and (pipeline := here.pipeline.get()) is not None:
             pipeline.hold(self, now)
         else:
             self.over(error, now)
@@ -131,9 +119,8 @@ class Generation(Recording):
 
     def late(self) -> dict[str, Any]:
         """What the stamps and counts mean."""
-        config, kind, modalities, main_input = self._about
-        self.model = name_of(config, kind)
-        self.operation = operation(main_input, self._given, text=modalities == ("text",))
+        self.model = name_of(self._config, self._kind)
+        self.operation = operation(self._main_input, self._given, text=self._text)
         custom = "custom_generate" in self._given
         known: dict[str, Any] = {"submitted": self._submitted, "scheduled": self._scheduled}
         found = marks(self._loops, self.stamps, partial(self.sample, **known), self._counted, finished=self._finished)

@@ -8,9 +8,8 @@ one copy to the host, where a batch was padded or its rows may differ in length.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
-
-from otel_llm.patching import Call
 
 Kind = Literal["sample", "beam", "assisted"]
 """One token per row and step; hypotheses that are final only at the end; one or more tokens per step."""
@@ -44,22 +43,22 @@ class Counting:
     _said: Counts | None = None
     """What the device said, where it had to be asked."""
 
-    def __init__(self, call: Call, kind: Kind, generate: Call) -> None:
-        """``generate`` is the call that the loop is part of."""
-        config, criteria = call.get("generation_config"), call.get("stopping_criteria")
-        mask = call.get("attention_mask")
+    def __init__(self, model: Any, given: Mapping[str, Any], kind: Kind, asked: Mapping[str, Any]) -> None:
+        """``given`` are the loop's arguments by name, ``asked`` those of the ``generate`` that it is part of."""
+        config, criteria = given["generation_config"], given["stopping_criteria"]
+        mask = given.get("attention_mask")
         self.kind = kind
         self.limit: int | None = config.max_length
-        self._rows, self.start = call.get("input_ids").shape
+        self._rows, self.start = given["input_ids"].shape
         self._width: int | None = self.start
-        self.criteria = [type(criterion) for criterion in criteria]
-        if call.get("encoder_outputs") is not None:
+        self.criteria: list[type] = [*map(type, criteria)]
+        if given.get("encoder_outputs") is not None:
             # Only a text encoder's input is counted in tokens.
-            inputs = generate.get("inputs")
-            inputs = generate.get("input_ids") if inputs is None else inputs
+            inputs: Any = asked.get("inputs")
+            inputs = asked.get("input_ids") if inputs is None else inputs
             self._width = inputs.shape[1] if getattr(inputs, "ndim", 0) == 2 else None
-            mask = mask if call.instance.main_input_name == "input_ids" else None
-        elif (embeddings := call.get("inputs_embeds")) is not None:
+            mask = mask if model.main_input_name == "input_ids" else None
+        elif (embeddings := given.get("inputs_embeds")) is not None:
             self._width = embeddings.shape[1]
         self._mask = mask if mask is not None and mask.dim() == 2 else None
         self._masked = self._mask is not None

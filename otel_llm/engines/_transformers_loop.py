@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from otel_llm.engines import _transformers_here as here
 from otel_llm.engines._transformers_counts import Counting, Kind
 from otel_llm.engines._transformers_criteria import Swallow, heard
 from otel_llm.engines._transformers_device import Device
-from otel_llm.patching import Call
 
 
 class Loop(Counting):
@@ -22,14 +22,35 @@ class Loop(Counting):
     waits: Mapping[str, float] = MappingProxyType({})
     """What the device said of its time."""
 
-    def __init__(self, call: Call, kind: Kind, generate: Call, device: Device | None, swallow: Swallow) -> None:
-        """``generate`` is the call that it is part of; ``device`` is asked for its time, if it is there."""
-        super().__init__(call, kind, generate)
+    def __init__(
+        self,
+        model: Any,
+        given: Mapping[str, Any],
+        kind: Kind,
+        asked: Mapping[str, Any],
+        device: Device | None,
+    ) -> None:
+        """``device`` is asked for its time, if it is there; of the rest see ``Counting``."""
+        super().__init__(model, given, kind, asked)
         self.stamps: list[int] = []
         """Monotonic nanoseconds: before the first step, then after each."""
-        self.device, self.stamp = device, self.stamps.append if device is None else self._synchronised
-        if self.done is not None or device is not None:
-            call.replace("stopping_criteria", heard(call.get("stopping_criteria"), self._judged, swallow))
+        self.device = device
+        self.settled = self._rows == 1 and not self._masked and device is None
+        """Whether there is nothing to ask the device for, and nothing of it to let go of."""
+
+    def entered(self, kwargs: dict[str, Any], swallow: Swallow) -> Callable[[int], object]:
+        """The decoding method begins, with these arguments among others; return what takes the stamps of its steps."""
+        if (self.done is not None or self.device is not None) and "stopping_criteria" in kwargs:
+            kwargs["stopping_criteria"] = heard(kwargs["stopping_criteria"], self._judged, swallow)
+        return self.stamps.append if self.device is None else self._synchronised
+
+    def left(self, value: Any, error: BaseException | None) -> None:
+        """The decoding method has returned or raised."""
+        if (generation := here.generation.get()) is not None:
+            generation.loop, generation.stamp = None, generation.stamps.append
+        if error is None:
+            self._over = time.monotonic_ns()
+            self.came(value)
 
     def _judged(self, done: Any) -> None:
         """The stopping criteria have looked at the tokens of a step: the last work of it."""
@@ -42,11 +63,6 @@ class Loop(Counting):
         self.stamps.append(at)
         if self.device is not None:
             self.device.synchronised(at)
-
-    def end(self, value: Any) -> None:
-        """The decoding method has returned."""
-        self._over = time.monotonic_ns()
-        self.came(value)
 
     def settle(self, *, failed: bool, counted: bool) -> None:
         """``generate`` is over: ask the device what only it knows, unless it may be what failed, and let go of it."""

@@ -9,12 +9,6 @@ from typing import Any, Final
 _MEDIA: Final = ("pixel_values", "input_features", "input_values", "image", "audio", "video")
 
 
-def about(model: Any) -> tuple[Any, type, Any, Any]:
-    """What ``operation`` and ``name_of`` want to know of a model, without the model."""
-    # Old versions do not say what they put out, and are taken to write text.
-    return model.config, type(model), getattr(model, "output_modalities", ("text",)), model.main_input_name
-
-
 def operation(main_input: str, given: Iterable[str], *, text: bool) -> str:
     """``gen_ai.operation.name`` of a call of ``generate``; ``text`` is whether the model writes nothing else."""
     plain = text and main_input == "input_ids" and not any(name.startswith(_MEDIA) for name in given)

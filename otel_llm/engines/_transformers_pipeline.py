@@ -10,11 +10,14 @@ their own that generate nothing.
 
 from __future__ import annotations
 
+import functools
 import time
-from contextvars import ContextVar
-from typing import Final, Protocol
+from collections.abc import Callable
+from contextvars import Token
+from typing import Any, Protocol
 
-from otel_llm.patching import Call, Hook
+from otel_llm.engines import _transformers_here as here
+from otel_llm.patching import Hook, Leave, Probe
 
 
 class Held(Protocol):
@@ -24,21 +27,19 @@ class Held(Protocol):
         """The pipeline around it has come to its end too, at this monotonic nanosecond."""
 
 
-scope: Final[ContextVar[Scope | None]] = ContextVar("otel_llm_transformers_pipeline", default=None)
-"""The pipeline call that runs in this thread."""
-
-
 class Scope:
     """One pipeline call: when its preparation began, and the request that waits for its end."""
 
-    def __init__(self) -> None:
-        self.began: int | None = None
-        """Monotonic nanoseconds, when the first input was taken up."""
-        self._held: tuple[Held, int] | None = None
+    token: Token[Scope | None]
+    began: int | None = None
+    """Monotonic nanoseconds, when the first input was taken up."""
+    _held: tuple[Held, int] | None = None
 
     def take(self) -> int | None:
         """When the preparation of the request that now begins had begun, if it was seen."""
-        self.end(None)  # a pipeline that generates again: what it held was over
+        if self._held is not None:  # a pipeline that generates again: what it held was over
+            (request, ended), self._held = self._held, None
+            request.over(None, ended)
         began, self.began = self.began, None
         return began
 
@@ -46,41 +47,49 @@ class Scope:
         """Keep a request whose tokens are there until its result is."""
         self._held = request, ended
 
-    def end(self, error: BaseException | None, now: int | None = None) -> None:
-        """Close the request that is held, at ``now`` or where its ``generate`` ended."""
-        if self._held is not None:
-            (request, ended), self._held = self._held, None
-            request.over(error, now or ended)
+    def left(self, _value: object, error: BaseException | None) -> None:
+        """The pipeline call has returned or raised, and with it the request that is held."""
+        here.pipeline.reset(self.token)
+        if (held := self._held) is not None:
+            self._held = None
+            held[0].over(error, time.monotonic_ns())
 
 
-def _begins(call: Call) -> None:
-    if scope.get() is None:  # iterators are nested: the outermost counts
-        here = Scope()
-        call.kept = here, scope.set(here)
+def _entered(_pipeline: object, _given: object, _kwargs: object) -> Leave | None:
+    if here.pipeline.get() is not None:  # iterators are nested: the outermost counts
+        return None
+    scope = Scope()
+    scope.token = here.pipeline.set(scope)
+    return scope.left
 
 
-def _over(call: Call) -> None:
-    if call.kept is not None:
-        here, token = call.kept
-        scope.reset(token)
-        here.end(call.error, time.monotonic_ns())
+def hooks(probe: Probe) -> tuple[Hook, ...]:
+    """All optional."""
 
+    def preparing(original: Callable[..., Any]) -> Callable[..., Any]:
+        current, breaker = here.pipeline.get, probe.breaker
 
-def _preprocess(_call: Call) -> None:
-    here = scope.get()
-    if here is not None and here.began is None:
-        here.began = time.monotonic_ns()
+        @functools.wraps(original)
+        def preprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                if (scope := current()) is not None and scope.began is None:
+                    scope.began = time.monotonic_ns()
+            except Exception as error:
+                breaker.swallow("Pipeline.preprocess", error)
+            return original(self, *args, **kwargs)
 
+        return preprocess
 
-_FOLDER: Final = "transformers.pipelines."
-HOOKS: Final = (
-    Hook((_FOLDER + "base:Pipeline.run_single",), before=_begins, after=_over, required=False),
-    Hook((_FOLDER + "pt_utils:PipelineIterator.__next__",), before=_begins, after=_over, required=False),
-    Hook((_FOLDER + "text_generation:TextGenerationPipeline.preprocess",), before=_preprocess, required=False),
-    Hook((_FOLDER + "image_text_to_text:ImageTextToTextPipeline.preprocess",), before=_preprocess, required=False),
-    # Before version 5.
-    Hook(
-        (_FOLDER + "text2text_generation:Text2TextGenerationPipeline.preprocess",), before=_preprocess, required=False
-    ),
-    Hook((_FOLDER + "text2text_generation:TranslationPipeline.preprocess",), before=_preprocess, required=False),
-)
+    folder = "transformers.pipelines."
+    prepares = (
+        "text_generation:TextGenerationPipeline",
+        "image_text_to_text:ImageTextToTextPipeline",
+        # Before version 5.
+        "text2text_generation:Text2TextGenerationPipeline",
+        "text2text_generation:TranslationPipeline",
+    )
+    return (
+        Hook((f"{folder}base:Pipeline.run_single",), enter=_entered, required=False),
+        Hook((f"{folder}pt_utils:PipelineIterator.__next__",), enter=_entered, required=False),
+        *(Hook((f"{folder}{name}.preprocess",), replacement=preparing, required=False) for name in prepares),
+    )

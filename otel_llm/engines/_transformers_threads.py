@@ -12,17 +12,14 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextvars import ContextVar
 from typing import Any, Final
 
+from otel_llm.engines import _transformers_here as here
 from otel_llm.patching import Body, Call, Hook, Returned
 
 Steps = Generator[None, Returned, Any]
 
 _KEY: Final = "_otel_llm_origin"
-
-errand: Final[ContextVar[Errand | None]] = ContextVar("otel_llm_transformers_errand", default=None)
-"""The errand that this thread runs."""
 
 
 class Errand:
@@ -38,11 +35,11 @@ class Errand:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run in the thread that took the errand."""
         self.started = time.monotonic_ns()
-        token = errand.set(self)
+        token = here.errand.set(self)
         try:
             return self._function(*args, **kwargs)
         finally:
-            errand.reset(token)
+            here.errand.reset(token)
 
     def waited(self) -> tuple[int, int] | None:
         """(submitted, started) in monotonic nanoseconds, for the first request of the errand."""
@@ -52,11 +49,11 @@ class Errand:
         return wait
 
 
-def carried(streamer: Any, here: Errand | None) -> contextvars.Context | None:
-    """The context of the thread that handed this work over, if it was handed over, ``here`` or with its streamer."""
+def carried(streamer: Any, errand: Errand | None) -> contextvars.Context | None:
+    """The context of the thread that handed this work over, if it was handed over, or its streamer was."""
     kept = vars(streamer).pop(_KEY, None) if hasattr(streamer, "__dict__") else None
-    if here is not None:
-        return here.context
+    if errand is not None:
+        return errand.context
     # A streamer may be built long before its use, but then in the thread that uses it.
     return kept[1] if kept is not None and kept[0] != threading.get_ident() else None
 

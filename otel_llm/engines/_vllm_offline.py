@@ -8,18 +8,17 @@ search is one request: it asks the engine for every beam and token anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final
 
 from otel_llm.engines._vllm_request import Request, current
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Call, Hook, Look, Probe, Returned
+from otel_llm.patching import Enter, Hook, Leave, Probe
 from otel_llm.recording import Draft
 from otel_llm.timeline import Timeline, ending, merged
 
-Steps = Generator[None, Returned, Any]
 BEAMS_KEPT: Final = 64
 """Engine requests of one beam search that keep a timeline of their own."""
 
@@ -35,10 +34,10 @@ class Batch:
 class Beams(Batch):
     """A beam search, as one request."""
 
-    def __init__(self, call: Call, probe: Probe) -> None:
+    def __init__(self, llm: Any, given: Mapping[str, Any], probe: Probe) -> None:
         super().__init__("text_completion", self.collect)
-        self.request = Request(call, probe, self.operation)
-        self.prompts = len(call.get("prompts"))
+        self.request = Request(llm.llm_engine, given, probe, self.operation)
+        self.prompts = len(given["prompts"])
         self.found: list[Timeline] = []
 
     def collect(self, draft: Draft) -> None:
@@ -75,55 +74,59 @@ def _left(llm: Any) -> Iterable[Request]:
 def hooks(probe: Probe) -> tuple[Hook, ...]:
     """The required hook serves ``LLMEngine`` without ``LLM`` as well."""
 
-    def arrives(call: Call) -> None:
+    def arrives(engine: Any, given: Mapping[str, Any], _kwargs: object) -> Leave:
         batch = _batch.get()
         operation, emit = ("text_completion", None) if batch is None else (batch.operation, batch.emit)
-        request = Request(call, probe, operation, call.get("params"), emit)
-        call.kept = request, current.set(request)
+        request = Request(engine, given, probe, operation, given.get("params"), emit)
+        token = current.set(request)
 
-    def added(call: Call) -> None:
-        request, token = call.kept
-        current.reset(token)
-        if call.error is not None:
-            request.ended(call.error)
-            if (batch := _batch.get()) is not None:
-                batch.reported = call.error
+        def added(_value: object, error: BaseException | None) -> None:
+            current.reset(token)
+            if error is not None:
+                request.ended(error)
+                if batch is not None:
+                    batch.reported = error
 
-    def begins(operation: str) -> Look:
-        def before(call: Call) -> None:
-            if _batch.get() is None:
-                batch = Batch(operation)
-                call.kept = batch, time.monotonic_ns(), _batch.set(batch)
+        return added
 
-        return before
+    def begins(operation: str) -> Enter:
+        def enter(llm: Any, given: Mapping[str, Any], _kwargs: object) -> Leave | None:
+            if _batch.get() is not None:
+                return None
+            batch, began = Batch(operation), time.monotonic_ns()
+            token = _batch.set(batch)
 
-    def over(call: Call) -> None:
-        if call.kept is None:
-            return
-        batch, began, token = call.kept
-        _batch.reset(token)
-        if call.error is None:
-            return
-        # A prompt can fail in rendering, before it is added to the engine.
-        if refused(call.error) and call.error is not batch.reported:
-            request = Request(call, probe, batch.operation)
-            request.received = began
-            request.ended(call.error)
-        for left in _left(call.instance):  # what the engine took down with it
-            left.ended(call.error)
+            def over(_value: object, error: BaseException | None) -> None:
+                _batch.reset(token)
+                if error is None:
+                    return
+                # A prompt can fail in rendering, before it is added to the engine.
+                if refused(error) and error is not batch.reported:
+                    request = Request(llm.llm_engine, given, probe, operation)
+                    request.received = began
+                    request.ended(error)
+                for left in _left(llm):  # what the engine took down with it
+                    left.ended(error)
 
-    def beam_search(call: Call) -> Steps:
-        beams = Beams(call, probe)
+            return over
+
+        return enter
+
+    def beam_search(llm: Any, given: Mapping[str, Any], _kwargs: object) -> Leave:
+        beams = Beams(llm, given, probe)
         token = _batch.set(beams)
-        returned = yield
-        _batch.reset(token)
-        for left in _left(call.instance):
-            left.ended(returned.error)
-        beams.close(returned.error)
+
+        def over(_value: object, error: BaseException | None) -> None:
+            _batch.reset(token)
+            for left in _left(llm):
+                left.ended(error)
+            beams.close(error)
+
+        return over
 
     return (
-        Hook(("vllm.v1.engine.llm_engine:LLMEngine.add_request",), before=arrives, after=added),
-        Hook(("vllm.entrypoints.llm:LLM.generate",), before=begins("text_completion"), after=over, required=False),
-        Hook(("vllm.entrypoints.llm:LLM.chat",), before=begins("chat"), after=over, required=False),
-        Hook(("vllm.entrypoints.llm:LLM.beam_search",), beam_search, required=False),
+        Hook(("vllm.v1.engine.llm_engine:LLMEngine.add_request",), enter=arrives),
+        Hook(("vllm.entrypoints.llm:LLM.generate",), enter=begins("text_completion"), required=False),
+        Hook(("vllm.entrypoints.llm:LLM.chat",), enter=begins("chat"), required=False),
+        Hook(("vllm.entrypoints.llm:LLM.beam_search",), enter=beam_search, required=False),
     )

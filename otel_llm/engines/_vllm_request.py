@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from otel_llm.engines._vllm_sample import Sample
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Call, Probe
+from otel_llm.patching import Probe
 from otel_llm.recording import Draft, Recording
+from otel_llm.streams import watched_async
 from otel_llm.timeline import Outcome, ending
 
 current: Final[ContextVar[Request | None]] = ContextVar("otel_llm_vllm_request", default=None)
@@ -38,20 +39,33 @@ class Request(Recording):
     streamed = False
 
     def __init__(
-        self, call: Call, probe: Probe, operation: str, asked: Any = None, emit: Callable[[Draft], None] | None = None
+        self,
+        engine: Any,
+        given: Mapping[str, Any],
+        probe: Probe,
+        operation: str,
+        asked: Any = None,
+        emit: Callable[[Draft], None] | None = None,
     ) -> None:
-        """``asked`` are the parameters, if they can be those of a model that generates nothing."""
-        self.operation, self._asked, self.request_id = operation, asked, call.get("request_id")
+        """
+        ``given`` are the arguments of the call by name.
+
+        ``asked`` are the parameters, if they can be those of a model that generates nothing.
+        """
+        self.operation, self._asked, self.request_id = operation, asked, given.get("request_id")
         self.samples: list[Sample] = []
-        self._config = getattr(call.instance, "llm_engine", call.instance).model_config
-        self._adapter = call.get("lora_request")
-        super().__init__(emit or probe.emit, probe.capture(call.get("trace_headers")), probe.breaker.swallow)
+        self._config, self._adapter = engine.model_config, given.get("lora_request")
+        super().__init__(emit or probe.emit, probe.capture(given.get("trace_headers")), probe.breaker.swallow)
 
     def attach(self, state: Any, submitted: int, *, traced: bool) -> None:
         """vLLM has made its state of one engine request, which is about to be handed to the core."""
         sample = Sample(self, state, submitted, traced)
         setattr(state, KEY, sample)
         self.samples.append(sample)
+
+    def watched(self, stream: Any, error: BaseException | None) -> Any:
+        """``generate`` has returned its stream; return what tells of it."""
+        return None if error is not None else watched_async(stream, self, self.swallow)
 
     def started(self) -> None:
         # Not in generate(): a caller may make several streams before it reads one.

@@ -11,31 +11,26 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from otel_llm.engines import _vllm_offline, _vllm_state, _vllm_steps, _vllm_told, _vllm_tracing, _vllm_waits
 from otel_llm.engines._vllm_request import Request, current, served_model
 from otel_llm.engines._vllm_waits import KEY
-from otel_llm.patching import Call, Engine, Hook, Probe, Returned, argument
-from otel_llm.streams import watched_async
+from otel_llm.patching import Call, Engine, Hook, Leave, Probe, Returned, argument
 
 Steps = Generator[None, Returned, Any]
 _stats_forced: ContextVar[bool] = ContextVar("otel_llm_vllm_stats_forced", default=False)
 
 
 def _hooks(probe: Probe) -> tuple[Hook, ...]:
-    def generate(call: Call) -> None:
-        chat = str(call.get("request_id")).startswith(("chatcmpl", "resp_"))
-        call.kept = Request(call, probe, "chat" if chat else "text_completion")
+    def generate(engine: Any, given: Mapping[str, Any], _kwargs: object) -> Leave:
+        chat = str(given.get("request_id")).startswith(("chatcmpl", "resp_"))
+        return Request(engine, given, probe, "chat" if chat else "text_completion").watched
 
-    def encode(call: Call) -> None:
-        call.kept = Request(call, probe, "embeddings", call.get("pooling_params"))
-
-    def watch(call: Call) -> None:
-        if call.error is None:
-            call.value = watched_async(call.value, call.kept, probe.breaker.swallow)
+    def encode(engine: Any, given: Mapping[str, Any], _kwargs: object) -> Leave:
+        return Request(engine, given, probe, "embeddings", given.get("pooling_params")).watched
 
     def submitting(original: Callable[..., Any]) -> Callable[..., Any]:
         breaker, read_request = probe.breaker, argument(original, "request")
@@ -97,8 +92,8 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
 
     v1 = "vllm.v1.engine."
     return (
-        Hook((v1 + "async_llm:AsyncLLM.generate",), before=generate, after=watch),
-        Hook((v1 + "async_llm:AsyncLLM.encode",), before=encode, after=watch),
+        Hook((v1 + "async_llm:AsyncLLM.generate",), enter=generate),
+        Hook((v1 + "async_llm:AsyncLLM.encode",), enter=encode),
         Hook((v1 + "async_llm:AsyncLLM.__init__",), keep_stats),
         Hook((v1 + "llm_engine:LLMEngine.__init__",), keep_stats),
         Hook((v1 + "output_processor:OutputProcessor.add_request",), replacement=submitting),

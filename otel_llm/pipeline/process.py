@@ -25,7 +25,9 @@ class PerProcess(Generic[T]):
 
     def __init__(self, build: Callable[[], T]) -> None:
         self._build = build
-        self._live: tuple[int, T] | None = None
+        self.value: T | None = None
+        """That of this process, if it was built: what every request asks for."""
+        self._owner = 0
         self._retired: list[object] = []
         # A finaliser, or a handler of signals, may come in the middle of building.
         self._lock = threading.RLock()
@@ -34,13 +36,14 @@ class PerProcess(Generic[T]):
 
     def get(self) -> T:
         """Return the value of this process, building it if need be. RuntimeError in the middle of building it."""
-        live = self._live  # every request asks: the process's id, a system call, is left to those that are at an end
-        if live is None:
+        value = self.value
+        if value is None:
             with self._lock:
-                live = self._live
-                if live is None:
-                    live = self._live = os.getpid(), self._built()
-        return live[1]
+                value = self.value
+                if value is None:
+                    self._owner, value = os.getpid(), self._built()
+                    self.value = value
+        return value
 
     def _built(self) -> T:
         if self._building:
@@ -53,8 +56,8 @@ class PerProcess(Generic[T]):
 
     def peek(self) -> T | None:
         """Return the value of this process if it was built. A handler of signals may ask before a fork is over."""
-        live = self._live
-        return live[1] if live is not None and live[0] == os.getpid() else None
+        value = self.value
+        return value if self._owner == os.getpid() else None
 
     def discard(self, only: T | None = None) -> T | None:
         """Forget and return the value of this process, or this one only; the next use builds anew. Never waits long."""
@@ -63,14 +66,14 @@ class PerProcess(Generic[T]):
             value = self.peek()
             if only is not None and value is not only:
                 return None
-            self._live = None
+            self.value = None
         finally:
             if locked:
                 self._lock.release()
         return value
 
     def _drop(self) -> None:
-        self._retired.append(self._live)
-        self._live = None
+        self._retired.append(self.value)
+        self.value = None
         self._lock = threading.RLock()
         self._building = False

@@ -57,8 +57,9 @@ def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Conte
     ``carried`` is the context of the thread that handed the work over: it
     counts where this thread knows neither a span nor an HTTP request.
     """
-    current = otel_context.get_current()
-    server = edge.current.get()
+    current, server = otel_context.get_current(), edge.current.get()
+    if server is None and carried is None and not headers:
+        return Captured(current, None)
     if carried and server is None and not trace.get_current_span(current).get_span_context().is_valid:
         return carried.run(capture, headers)
     if server is not None:

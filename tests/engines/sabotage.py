@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from otel_llm.calls import Body, Call
+from otel_llm.calls import Body, Call, Enter, Leave
 from otel_llm.patching import Engine, Hook, Patcher, Probe
 
 POSITIONS = ("before the call", "after the call", "while the host fails")
@@ -38,22 +38,27 @@ def broken(body: Body, position: str) -> Body:
     return sabotage
 
 
-def broken_looks(row: Hook, position: str) -> Hook:
-    """The same looks; of a hook that has none after the call, the second position is an error when all is done."""
+def broken_enter(enter: Enter, position: str) -> Enter:
+    """The same; of a call whose end it does not want to know, the second position is an error when all is done."""
 
-    def before(call: Call) -> None:
-        if row.before and position != POSITIONS[0]:
-            row.before(call)
-        if position == POSITIONS[0] or (position == POSITIONS[1] and not row.after):
+    def sabotage(instance: Any, given: Mapping[str, Any], kwargs: dict[str, Any]) -> Leave | None:
+        if position == POSITIONS[0]:
             raise RuntimeError(position)
+        leave = enter(instance, given, kwargs)
+        if leave is None:
+            if position == POSITIONS[1]:
+                raise RuntimeError(position)
+            return None
 
-    def after(call: Call) -> None:
-        assert row.after is not None
-        row.after(call)
-        if position == POSITIONS[1] or call.error is not None:
-            raise RuntimeError(position)
+        def left(value: Any, error: BaseException | None) -> Any:
+            replacement = leave(value, error)
+            if position == POSITIONS[1] or error is not None:
+                raise RuntimeError(position)
+            return replacement
 
-    return dataclasses.replace(row, before=before, after=row.after and after)
+        return left
+
+    return sabotage
 
 
 def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
@@ -73,7 +78,7 @@ def hooks_with(hooks: Hooks, position: str, target: str | None = None) -> Hooks:
 def _broken_row(row: Hook, position: str) -> Hook:
     if row.body:
         return dataclasses.replace(row, body=broken(row.body, position))
-    return broken_looks(row, position) if row.before or row.after else row
+    return dataclasses.replace(row, enter=broken_enter(row.enter, position)) if row.enter else row
 
 
 @contextlib.contextmanager

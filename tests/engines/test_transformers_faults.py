@@ -21,7 +21,7 @@ from tests.engines.sabotage import POSITIONS, armed, fail
 
 pytestmark = [pytest.mark.transformers, pytest.mark.expects_faults]
 THREADS, CALLS = 4, 8
-PARTS = ("__init__", "end", "settle")
+PARTS = ("__init__", "came", "settle")
 """Of a loop."""
 
 
@@ -60,7 +60,7 @@ def test_no_fault_of_ours_shows_under_load(
     """
     Tokens and exceptions of the callers, KeyboardInterrupt among them, are those of a process without us.
 
-    Seen to fail without the handlers of calls.looking, before the call and after it.
+    Seen to fail without the handlers of calls.entering, before the call and after it.
     """
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
     if position in PARTS:

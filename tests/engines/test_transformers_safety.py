@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from otel_llm import faults
-from otel_llm.engines import _transformers_call as call_module
+from otel_llm.engines import _transformers_here as here
 from otel_llm.engines import _transformers_loop as loop_module
 from otel_llm.engines.transformers import ENGINE
 from otel_llm.patching import Patcher, Probe, resolve
@@ -72,9 +72,8 @@ def test_what_hears_of_each_step_may_fail(
 ) -> None:
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
     monkeypatch.setattr(loop_module.Loop, "_judged", fail)
-    monkeypatch.setattr(
-        loop_module.Loop, "stamp", property(lambda _self: fail, lambda _self, _stamp: None), raising=False
-    )
+    entered = loop_module.Loop.entered
+    monkeypatch.setattr(loop_module.Loop, "entered", lambda *given: (entered(*given), fail)[1])
     with swallowed() as errors, tiny.watched() as seen:
         assert same(everything(model), expected)
     assert {timeline.time_to_first_token() for timeline in seen} == {None}
@@ -102,9 +101,9 @@ def test_parts_that_fail_change_nothing(
             assert same(everything(model), expected)
         finally:
             patcher.undo()
-    assert len(errors) >= 5
+    assert len(errors) >= (3 if part == "counts" else 5), "the device is asked for rows that may differ"
     assert {str(error) for _, error in errors} == {"broken"}
-    assert call_module.current.get() is None
+    assert here.generation.get() is None
     assert len(seen) == (5 if part == "counts" else 0)
     assert all(timeline.time_to_first_token() for timeline in seen), "what is known is still told"
     assert [timeline.output_tokens for timeline in seen] == [None, None, 6, 6, 6][: len(seen)]

@@ -107,7 +107,7 @@ def test_no_fault_of_ours_shows_under_load(
     """
     Tokens and exceptions of all callers are those of a process without us, and the engine lives.
 
-    Seen to fail with the handlers of errors in calls.driver, calls._resume, calls.looking and streams.watched_async
+    Seen to fail with the handlers of errors in calls.driver, calls._resume, calls.entering and streams.watched_async
     taken out, and with those of what takes the place of vLLM's functions.
     """
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
