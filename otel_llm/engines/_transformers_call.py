@@ -33,6 +33,8 @@ class Generation(Recording):
     engine = "transformers"
     _asked: int | None = None
     _submitted: int | None = None
+    _scheduled: int | None = None
+    """Where that is not when it was received."""
 
     def __init__(self, model: Any, given: Mapping[str, Any], probe: Probe, *, direct: bool = False) -> None:
         """``given`` are the arguments by name; ``direct`` is whether there is a decoding method and no ``generate``."""
@@ -51,13 +53,12 @@ class Generation(Recording):
         plain = errand is None and streamer is None
         context = probe.capture() if plain else probe.capture(carried=carried(streamer, errand))
         super().__init__(probe.emit, context, probe.breaker.swallow)
-        self._scheduled = self.received
         if errand is not None and (wait := errand.waited()) is not None:
             self._submitted, self._scheduled = wait
         if pipeline is not None:
             self._asked = pipeline.take()
             if self._asked is not None and self._submitted is None:
-                self._submitted = self._scheduled  # what came before was the pipeline's own work
+                self._submitted = self.received  # what came before was the pipeline's own work
 
     def entered(self) -> Leave:
         """``generate`` begins; return what to tell of its end."""
@@ -122,7 +123,7 @@ class Generation(Recording):
         self.model = name_of(self._config, self._kind)
         self.operation = operation(self._main_input, self._given, text=self._text)
         custom = "custom_generate" in self._given
-        known: dict[str, Any] = {"submitted": self._submitted, "scheduled": self._scheduled}
+        known: dict[str, Any] = {"submitted": self._submitted, "scheduled": self._scheduled or self.received}
         found = marks(self._loops, self.stamps, partial(self.sample, **known), self._counted, finished=self._finished)
         if self.draft:
             found["attributes"] = {"otel_llm.engine.draft_time": self.draft / 1e9, **found["attributes"]}

@@ -29,28 +29,27 @@ _MEMBER: Final = re.compile(
 
 class Captured:
     """
-    What ``capture`` keeps.
+    What ``capture`` keeps of a request that is part of another: an HTTP request, or a hand-marked one.
 
-    ``edge`` is the HTTP request, or the hand-marked one, that this request is
-    part of. It waits for this one, and is told when nobody can hand that over
-    any more.
+    That is ``edge``. It waits for this one, and is told when nobody can hand
+    that over any more.
     """
 
     __slots__ = ("context", "edge", "handed_over")
 
-    def __init__(self, context: Context, edge: edge.Enclosing | None) -> None:
+    def __init__(self, context: Context, edge: edge.Enclosing) -> None:
         self.context, self.edge = context, edge
         self.handed_over = False
 
     def __del__(self) -> None:
-        if self.edge is not None and not self.handed_over:
+        if not self.handed_over:
             try:
                 self.edge.withdraw()
             except Exception as error:
                 faults.swallow("context.withdraw", error)
 
 
-def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Context | None = None) -> Captured:
+def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Context | None = None) -> Context | Captured:
     """
     Return the current context; without a span in it, the one that W3C headers carry.
 
@@ -59,7 +58,7 @@ def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Conte
     """
     current, server = otel_context.get_current(), edge.current.get()
     if server is None and carried is None and not headers:
-        return Captured(current, None)
+        return current
     if carried and server is None and not trace.get_current_span(current).get_span_context().is_valid:
         return carried.run(capture, headers)
     if server is not None:
@@ -67,7 +66,7 @@ def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Conte
         headers = headers or server.headers
     if headers and not trace.get_current_span(current).get_span_context().is_valid:
         current = extract(headers, current)
-    return Captured(current, server)
+    return current if server is None else Captured(current, server)
 
 
 def extract(headers: Mapping[str, str], into: Context | None = None) -> Context:

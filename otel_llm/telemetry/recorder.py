@@ -61,8 +61,8 @@ class Recorder:
 
     def _request(self, timeline: Timeline) -> None:
         # The context is what ``capture`` returned, or None.
-        captured = cast("Captured | None", timeline.context)
-        context = Context() if captured is None else captured.context
+        captured = cast("Context | Captured | None", timeline.context)
+        context = captured.context if isinstance(captured, Captured) else captured or Context()
         phases = timeline.phases()
         if self._spans is not None:
             context = self._spans.write(timeline, phases, context)

@@ -24,7 +24,6 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_llm.config import Targets
-from otel_llm.telemetry.context import Captured
 from otel_llm.telemetry.recorder import Recorder
 from otel_llm.timeline import Timeline, merged
 
@@ -49,8 +48,8 @@ class CountingIds(IdGenerator):
 REMOTE = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1))
 
 
-def remote_context() -> Captured:
-    return Captured(trace.set_span_in_context(NonRecordingSpan(REMOTE), Context()), None)
+def remote_context() -> Context:
+    return trace.set_span_in_context(NonRecordingSpan(REMOTE), Context())
 
 
 def request(**fields: Any) -> Timeline:

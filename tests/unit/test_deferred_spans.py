@@ -39,7 +39,6 @@ from otel_llm.pipeline.exporters import Loss, SpanOutlet
 from otel_llm.pipeline.replay import Replay
 from otel_llm.report.receiver import Receiver
 from otel_llm.span_data import SpanData
-from otel_llm.telemetry.context import Captured
 from otel_llm.telemetry.recorder import Recorder
 from tests.golden.test_golden import CASES, WALL, CountingIds, request
 from tests.unit.test_conventions import ATTEMPTS
@@ -49,7 +48,7 @@ STATE = SpanContext(5, 6, True, TraceFlags(3), TraceState([("a", "b"), ("c", "d"
 ODD = {
     "text": request(model="naïve \u4e2d", request_id="r" * 1000),
     "many tokens": request(prompt_tokens=2**62, output_tokens=300, preemptions=0),
-    "below a state": request(context=Captured(trace.set_span_in_context(NonRecordingSpan(STATE), Context()), None)),
+    "below a state": request(context=trace.set_span_in_context(NonRecordingSpan(STATE), Context())),
     "flag and negative": request(attributes={"a": True, "b": False, "c": -5, "d": 0, "e": 0.0, "f": float("nan")}),
     "no such integer": request(attributes={"a": 1 << 63, "b": 1}),
     "before the epoch": request(wall_offset=-(10**18)),
@@ -258,7 +257,7 @@ def test_the_sampler_is_asked_once_and_spares_the_work(inner: Sampler, kept: boo
 
 def test_a_parent_that_is_not_sampled_is_followed() -> None:
     off = SpanContext(5, 6, True, TraceFlags(0))
-    one = request(context=Captured(trace.set_span_in_context(NonRecordingSpan(off), Context()), None))
+    one = request(context=trace.set_span_in_context(NonRecordingSpan(off), Context()))
     exporter = Sent()
     deferred(exporter, [one, CASES["ok"]], ParentBased(ALWAYS_ON))
     assert traces(exporter.spans) == {1}
