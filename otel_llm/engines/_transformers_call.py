@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Token
 from functools import partial
 from typing import Any, Final
 
@@ -49,6 +50,8 @@ class Generation(Recording):
         # Old versions do not say what they put out, and are taken to write text.
         self._text = getattr(model, "output_modalities", _TEXT) == _TEXT
         self._direct, self._timed = direct, probe.device_timing
+        self.token: Token[Generation | None]
+        """Of ``here.generation``."""
         errand, streamer, pipeline = here.errand.get(), given.get("streamer"), here.pipeline.get()
         plain = errand is None and streamer is None
         context = probe.capture() if plain else probe.capture(carried=carried(streamer, errand))
@@ -56,14 +59,11 @@ class Generation(Recording):
         if errand is not None and (wait := errand.waited()) is not None:
             self._submitted, self._scheduled = wait
         if pipeline is not None:
-            self._asked = pipeline.take()
+            if pipeline.held is not None:  # it generates again: what it held was over
+                pipeline.release()
+            self._asked, pipeline.began = pipeline.began, None
             if self._asked is not None and self._submitted is None:
                 self._submitted = self.received  # what came before was the pipeline's own work
-
-    def entered(self) -> Leave:
-        """``generate`` begins; return what to tell of its end."""
-        self._token = here.generation.set(self)
-        return self.left
 
     def nested(self, model: Any) -> Leave | None:
         """Another ``generate`` begins inside this one: of an assistant, or the same on its way to a custom loop."""
@@ -84,13 +84,14 @@ class Generation(Recording):
         # A beam search launches more after the last moment at which it is seen.
         device = _transformers_device.of(model) if self._timed and kind != "beam" else None
         loop = Loop(model, given, kind, self._arguments, device)
-        self.stamp, self.loop = loop.entered(kwargs, self.swallow), loop
+        self.stamp = loop.stamps.append if loop.settled else loop.entered(kwargs, self.swallow)
+        self.loop = loop
         self._loops.append(loop)
         return loop.left
 
     def left(self, _value: object, error: BaseException | None) -> None:
         """``generate`` has returned or raised: only now is the device asked for anything."""
-        here.generation.reset(self._token)
+        here.generation.reset(self.token)
         now, given = time.monotonic_ns(), self._arguments
         self._model, self._arguments = None, {}
         self._given = [name for name, value in given.items() if value is not None]
@@ -103,7 +104,7 @@ class Generation(Recording):
                 except Exception as fault:
                     self.swallow("counts", fault)
         if self._finished and (pipeline := here.pipeline.get()) is not None:
-            pipeline.hold(self, now)
+            pipeline.held = self, now
         else:
             self.over(error, now)
 

@@ -33,7 +33,7 @@ class Counting:
     """What the stopping criteria said after each step; kept only where an end token does not tell the length."""
     _prompts = 1
     _returned: tuple[int, int] | None = None
-    """Rows and columns of what came."""
+    """Rows and columns of what the loop returned."""
     _sequences: Any = None
     _ends: Any = None
     _even_rows = True
@@ -73,13 +73,6 @@ class Counting:
         self._even_rows = not ends and (self._plain or self.kind == "sample")
         if self.kind == "sample" and ends and not self._plain:
             self.done = []
-
-    def came(self, value: Any) -> None:
-        """The loop has returned this."""
-        sequences = getattr(value, "sequences", value)
-        if getattr(sequences, "ndim", 0) == 2:
-            self._returned = sequences.shape
-            self._sequences = None if self._even_rows else sequences
 
     def ask(self) -> None:
         """Ask the device for what only it knows, if there is anything: one copy to the host."""

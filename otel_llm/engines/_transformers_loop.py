@@ -36,10 +36,10 @@ class Loop(Counting):
         """Monotonic nanoseconds: before the first step, then after each."""
         self.device = device
         self.settled = self._rows == 1 and not self._masked and device is None
-        """Whether there is nothing to ask the device for, and nothing of it to let go of."""
+        """Whether there is nothing to ask the device for, nothing of it to let go of, and steps alone are stamped."""
 
     def entered(self, kwargs: dict[str, Any], swallow: Swallow) -> Callable[[int], object]:
-        """The decoding method begins, with these arguments among others; return what takes the stamps of its steps."""
+        """A decoding method begins that is not ``settled``, with these arguments; return what takes its stamps."""
         if (self.done is not None or self.device is not None) and "stopping_criteria" in kwargs:
             kwargs["stopping_criteria"] = heard(kwargs["stopping_criteria"], self._judged, swallow)
         return self.stamps.append if self.device is None else self._synchronised
@@ -50,7 +50,10 @@ class Loop(Counting):
             generation.loop, generation.stamp = None, generation.stamps.append
         if error is None:
             self._over = time.monotonic_ns()
-            self.came(value)
+            sequences = getattr(value, "sequences", value)
+            if getattr(sequences, "ndim", 0) == 2:
+                self._returned = sequences.shape
+                self._sequences = None if self._even_rows else sequences
 
     def _judged(self, done: Any) -> None:
         """The stopping criteria have looked at the tokens of a step: the last work of it."""

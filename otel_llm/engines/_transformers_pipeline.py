@@ -31,27 +31,23 @@ class Scope:
     """One pipeline call: when its preparation began, and the request that waits for its end."""
 
     token: Token[Scope | None]
+    """Of ``here.pipeline``."""
     began: int | None = None
-    """Monotonic nanoseconds, when the first input was taken up."""
-    _held: tuple[Held, int] | None = None
+    """Monotonic nanoseconds, when the first input of the request that generates next was taken up."""
+    held: tuple[Held, int] | None = None
+    """A request whose tokens are there, but not its result; and when its ``generate`` ended."""
 
-    def take(self) -> int | None:
-        """When the preparation of the request that now begins had begun, if it was seen."""
-        if self._held is not None:  # a pipeline that generates again: what it held was over
-            (request, ended), self._held = self._held, None
+    def release(self) -> None:
+        """Close the request that is held, where its ``generate`` ended."""
+        if self.held is not None:
+            (request, ended), self.held = self.held, None
             request.over(None, ended)
-        began, self.began = self.began, None
-        return began
-
-    def hold(self, request: Held, ended: int) -> None:
-        """Keep a request whose tokens are there until its result is."""
-        self._held = request, ended
 
     def left(self, _value: object, error: BaseException | None) -> None:
         """The pipeline call has returned or raised, and with it the request that is held."""
         here.pipeline.reset(self.token)
-        if (held := self._held) is not None:
-            self._held = None
+        if (held := self.held) is not None:
+            self.held = None
             held[0].over(error, time.monotonic_ns())
 
 

@@ -27,7 +27,9 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             return outer.nested(model)
         if given.get("cache_implementation") == "paged":  # handed on to continuous batching
             return None
-        return Generation(model, given, probe).entered()
+        generation = Generation(model, given, probe)
+        generation.token = here.generation.set(generation)
+        return generation.left
 
     def decode(kind: Kind) -> Enter:
         def enter(model: Any, given: Mapping[str, Any], kwargs: dict[str, Any]) -> Leave | None:
@@ -36,11 +38,11 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             # A model with a generate of its own, which goes straight to the loop.
             generation = Generation(model, given, probe, direct=True)
             leave = generation.decoding(model, given, kind, kwargs)
-            over = generation.entered()
+            generation.token = here.generation.set(generation)
 
             def left(value: Any, error: BaseException | None) -> None:
                 leave(value, error)
-                over(value, error)
+                generation.left(value, error)
 
             return left
 

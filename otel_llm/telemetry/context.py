@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from opentelemetry import context as otel_context
@@ -17,6 +17,10 @@ from otel_llm import edge, faults
 _UNTIL_SET: Final = trace.ProxyTracerProvider()
 # W3C trace context alone: baggage from outside is never read.
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
+# What the API's function calls, not by a public name: every request asks.
+_current: Final[Callable[[], Context]] = getattr(
+    getattr(otel_context, "_RUNTIME_CONTEXT", None), "get_current", otel_context.get_current
+)
 _LONGEST_PARENT: Final = 512
 _LONGEST_STATE: Final = 8192
 _MOST_MEMBERS: Final = 32
@@ -56,7 +60,7 @@ def capture(headers: Mapping[str, str] | None = None, carried: contextvars.Conte
     ``carried`` is the context of the thread that handed the work over: it
     counts where this thread knows neither a span nor an HTTP request.
     """
-    current, server = otel_context.get_current(), edge.current.get()
+    current, server = _current(), edge.current.get()
     if server is None and carried is None and not headers:
         return current
     if carried and server is None and not trace.get_current_span(current).get_span_context().is_valid:

@@ -21,7 +21,7 @@ from tests.engines.sabotage import POSITIONS, armed, fail
 
 pytestmark = [pytest.mark.transformers, pytest.mark.expects_faults]
 THREADS, CALLS = 4, 8
-PARTS = ("__init__", "came", "settle")
+PARTS = ("__init__", "left", "settle")
 """Of a loop."""
 
 
