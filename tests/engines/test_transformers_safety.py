@@ -73,6 +73,8 @@ def test_what_hears_of_each_step_may_fail(
     monkeypatch.setattr(faults, "BREAKER_LIMIT", 10**9)
     monkeypatch.setattr(loop_module.Loop, "_judged", fail)
     entered = loop_module.Loop.entered
+    never = property(lambda _self: False, lambda _self, _value: None)
+    monkeypatch.setattr(loop_module.Loop, "settled", never, raising=False)
     monkeypatch.setattr(loop_module.Loop, "entered", lambda *given: (entered(*given), fail)[1])
     with swallowed() as errors, tiny.watched() as seen:
         assert same(everything(model), expected)
