@@ -64,7 +64,7 @@ replaces the result (for proxies around iterators).
 """
 
 Leave = Callable[[Any, BaseException | None], Any]
-"""Given what the call returned and what it raised, one of them None. What it returns, unless None, is the result."""
+"""Given what the call returned, and what it raised or None. What it returns, unless None, is the result instead."""
 
 Enter = Callable[[Any, Mapping[str, Any], dict[str, Any]], Leave | None]
 """
