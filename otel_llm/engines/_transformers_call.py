@@ -84,6 +84,7 @@ class Generation(Recording):
         # A beam search launches more after the last moment at which it is seen.
         device = _transformers_device.of(model) if self._timed and kind != "beam" else None
         loop = Loop(model, given, kind, self._arguments, device)
+        loop.outside = self.stamp
         self.stamp = loop.stamps.append if loop.settled else loop.entered(kwargs, self.swallow)
         self.loop = loop
         self._loops.append(loop)
@@ -92,6 +93,7 @@ class Generation(Recording):
     def left(self, _value: object, error: BaseException | None) -> None:
         """``generate`` has returned or raised: only now is the device asked for anything."""
         here.generation.reset(self.token)
+        del self.token  # it holds whatever the context holds
         now, given = time.monotonic_ns(), self._arguments
         self._model, self._arguments = None, {}
         self._given = [name for name, value in given.items() if value is not None]

@@ -18,6 +18,8 @@ class Loop(Counting):
 
     deferred = False
     """Whether the result of a step reaches the host one step later."""
+    outside: Callable[[int], object] | None = None
+    """Takes the stamps again when this has ended."""
     _over = 0
     waits: Mapping[str, float] = MappingProxyType({})
     """What the device said of its time."""
@@ -47,7 +49,7 @@ class Loop(Counting):
     def left(self, value: Any, error: BaseException | None) -> None:
         """The decoding method has returned or raised."""
         if (generation := here.generation.get()) is not None:
-            generation.loop, generation.stamp = None, generation.stamps.append
+            generation.loop, generation.stamp = None, self.outside
         if error is None:
             self._over = time.monotonic_ns()
             sequences = getattr(value, "sequences", value)

@@ -41,8 +41,10 @@ def _hooks(probe: Probe) -> tuple[Hook, ...]:
             generation.token = here.generation.set(generation)
 
             def left(value: Any, error: BaseException | None) -> None:
-                leave(value, error)
-                generation.left(value, error)
+                try:
+                    leave(value, error)
+                finally:  # else all that this thread generates from now on would be part of this
+                    generation.left(value, error)
 
             return left
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from otel_llm.engines import _transformers_here as here
+from otel_llm.engines._transformers_loop import Loop
 from otel_llm.testing import assert_adds_up
 from tests.engines import tiny_transformers as tiny
+from tests.engines.sabotage import fail
 from tests.engines.test_transformers_modes import slowed
 
 
@@ -201,3 +204,16 @@ def test_a_generate_that_goes_straight_to_the_loop(seen: tiny.Seen) -> None:
     assert {phase.name for phase in timeline.phases()} >= {"prefill", "decode"}
     assert_adds_up(timeline)
     assert (failed.outcome, failed.error_type) == ("error", "RuntimeError")
+
+
+@pytest.mark.expects_faults
+def test_a_fault_at_the_end_of_such_a_loop_keeps_no_later_call_from_being_told(
+    seen: tiny.Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail without the ``finally`` around it: all that came after was taken for a part of that call."""
+    with monkeypatch.context() as broken:
+        broken.setattr(Loop, "left", fail)
+        Straight(tiny.qwen2().config).eval().generate(tiny.prompt(2))
+    tiny.qwen2().generate(tiny.prompt(), max_new_tokens=3)
+    assert here.generation.get() is None
+    assert [timeline.output_tokens for timeline in seen] == [None, 3]
