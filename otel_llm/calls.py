@@ -149,7 +149,7 @@ def entering(enter: Enter, original: Callable[..., Any], place: str, breaker: fa
         leave = None
         if breaker.closed:
             try:
-                given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+                given = kwargs | dict(zip(names, args, strict=False)) if args else kwargs
                 leave = enter(self, given, kwargs)
             except Exception as fault:
                 breaker.swallow(place, fault)

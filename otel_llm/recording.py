@@ -53,6 +53,7 @@ class Recording(Draft):
     operation: str
     model: str | None = None
     request_id: str | None = None
+    open = True
     _outcome: Outcome
     _error_type: str | None
     _marks: dict[str, Any]
@@ -69,7 +70,6 @@ class Recording(Draft):
         ``swallow`` is given the errors of what is read late, after the hook that closed the request.
         """
         self.received = time.monotonic_ns()
-        self.open = True
         self.context, self.swallow, self._emit = context, swallow, emit
 
     def sample(self, *, ended: int, **marks: Any) -> Timeline:

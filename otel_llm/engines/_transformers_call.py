@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from functools import partial
+from itertools import compress
+from operator import is_not
 from typing import Any, Final
 
 from otel_llm.engines import _transformers_device
@@ -20,6 +22,7 @@ from otel_llm.recording import Recording
 from otel_llm.timeline import ending
 
 _TEXT: Final = ("text",)
+_IS_GIVEN: Final = partial(is_not, None)
 
 
 class Generation(Recording):
@@ -83,8 +86,10 @@ class Generation(Recording):
         """A decoding method begins; return what to tell of its end."""
         # A beam search launches more after the last moment at which it is seen.
         device = _transformers_device.of(model) if self._timed and kind != "beam" else None
-        loop = Loop(model, given, kind, self._arguments, device)
+        loop = Loop(model, given, kind, self._arguments)
         loop.outside = self.stamp
+        if device is not None:
+            loop.device, loop.settled = device, False
         self.stamp = loop.stamps.append if loop.settled else loop.entered(kwargs, self.swallow)
         self.loop = loop
         self._loops.append(loop)
@@ -96,7 +101,7 @@ class Generation(Recording):
         del self.token  # it holds whatever the context holds
         now, given = time.monotonic_ns(), self._arguments
         self._model, self._arguments = None, {}
-        self._given = [name for name, value in given.items() if value is not None]
+        self._given = [*compress(given, map(_IS_GIVEN, given.values()))]
         # A row of ids is a text, or unknown: codes of sound have rows and lengths of other meaning.
         self._finished, self._counted = error is None, self._text and not self._direct
         for loop in self._loops:

@@ -62,6 +62,10 @@ class Counting:
             self._width = embeddings.shape[1]
         self._mask = mask if mask is not None and mask.dim() == 2 else None
         self._masked = self._mask is not None
+        self.settled = self._rows == 1 and not self._masked
+        """Whether there is nothing to ask the device for, and nothing of it to let go of: steps alone are stamped."""
+        self.stamps: list[int] = []
+        """Monotonic nanoseconds: before the first step, then after each."""
         if self._rows > 1:
             self._prompts = self._rows // max(config.num_beams or 1, config.num_return_sequences or 1)
             self._tell_rows_apart(criteria)

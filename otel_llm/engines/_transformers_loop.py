@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from otel_llm.engines import _transformers_here as here
-from otel_llm.engines._transformers_counts import Counting, Kind
+from otel_llm.engines._transformers_counts import Counting
 from otel_llm.engines._transformers_criteria import Swallow, heard
 from otel_llm.engines._transformers_device import Device
 
@@ -18,27 +18,13 @@ class Loop(Counting):
 
     deferred = False
     """Whether the result of a step reaches the host one step later."""
+    device: Device | None = None
+    """It is asked for its time, if it is there."""
     outside: Callable[[int], object] | None = None
     """Takes the stamps again when this has ended."""
     _over = 0
     waits: Mapping[str, float] = MappingProxyType({})
     """What the device said of its time."""
-
-    def __init__(
-        self,
-        model: Any,
-        given: Mapping[str, Any],
-        kind: Kind,
-        asked: Mapping[str, Any],
-        device: Device | None,
-    ) -> None:
-        """``device`` is asked for its time, if it is there; of the rest see ``Counting``."""
-        super().__init__(model, given, kind, asked)
-        self.stamps: list[int] = []
-        """Monotonic nanoseconds: before the first step, then after each."""
-        self.device = device
-        self.settled = self._rows == 1 and not self._masked and device is None
-        """Whether there is nothing to ask the device for, nothing of it to let go of, and steps alone are stamped."""
 
     def entered(self, kwargs: dict[str, Any], swallow: Swallow) -> Callable[[int], object]:
         """A decoding method begins that is not ``settled``, with these arguments; return what takes its stamps."""
