@@ -197,20 +197,24 @@ async def call_the_server(url: str, warm_up: str = "") -> None:
     load = Load(url, demo_server.MODEL)
     if warm_up:
         await load.warm_up(WARM_UP)
-        await _give_up(url)
+        await _fail(url)
         return
     for concurrency in LEVELS:
         level = Level(concurrency)
         await load.run(level, LEVEL_SECONDS, lambda: None)
         assert not [exchange.error for exchange in level.exchanges if exchange.error]
-    await _give_up(url)
+    await _fail(url)
 
 
-async def _give_up(url: str) -> None:
-    """A caller that leaves in the middle of an answer."""
+async def _fail(url: str) -> None:
+    """A caller that asks for too much, and one that leaves in the middle of an answer, which a busy server may miss."""
     body = {"model": demo_server.MODEL, "prompt": "wait", "max_tokens": 500, "stream": True, "ignore_eos": True}
-    async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/completions", json=body) as answer:
-        await answer.content.readline()
+    url = f"{url}/v1/completions"
+    async with aiohttp.ClientSession() as session:
+        async with session.post(url, json=body | {"prompt": "wait " * 600}) as refused:
+            assert refused.status == 400, refused.status
+        async with session.post(url, json=body) as answer:
+            await answer.content.readline()
 
 
 if __name__ == "__main__":
