@@ -211,7 +211,7 @@ async def _fail(url: str) -> None:
     body = {"model": demo_server.MODEL, "prompt": "wait", "max_tokens": 500, "stream": True, "ignore_eos": True}
     url = f"{url}/v1/completions"
     async with aiohttp.ClientSession() as session:
-        async with session.post(url, json=body | {"prompt": "wait " * 600}) as refused:
+        async with session.post(url, json=body | {"prompt": [1] * 5000}) as refused:
             assert refused.status == 400, refused.status
         async with session.post(url, json=body) as answer:
             await answer.content.readline()
