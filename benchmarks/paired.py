@@ -196,6 +196,17 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def show(found: Found, title: str, figure: Callable[[Sequence[float]], float], digits: int = 1) -> None:
+    """Print what each arm adds to the bare one: median of the pairs, and calmest tenth."""
+    bare = [figure(times) for times in found[BARE].values()]
+    print(f"  {title}; without any it takes {cell(bare, digits)}")
+    for name in found:
+        if name != BARE:
+            both = pairs(found, name)
+            middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
+            print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calm(both, figure, digits):>26}")
+
+
 def with_peers(run: Callable[[str, int], None], description: str | None, usual_rounds: int) -> None:
     """
     ``--peers`` and ``--rounds`` of a benchmark, which is given the address of a sink and the number of rounds.

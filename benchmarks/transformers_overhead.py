@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, calm, cell, machine, pairs, rounds, with_peers
+from benchmarks.paired import Arms, machine, rounds, show, with_peers
 from benchmarks.vllm_overhead import (
     EMPTY,
     OURS,
@@ -33,6 +33,8 @@ from benchmarks.vllm_overhead import (
 FEW, MANY = 1, 16
 TIMES = {FEW: 8, MANY: 3}
 """Calls in a row, of which the least disturbed counts: the machine's other work only ever makes one longer."""
+CALL_ROUNDS = 10
+"""Rounds of single tokens for each that has more too: they are short, and what they differ by is small."""
 PROMPT = "A request waits in the queue"
 
 
@@ -83,30 +85,32 @@ def run(url: str, number: int) -> None:
         pipe(PROMPT, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
         return time.thread_time() - thread
 
-    def measure(name: str) -> Sequence[float]:
-        call(FEW)  # after whatever the arm before it has sent
-        times = [min(call(tokens) for _ in range(count)) * 1e6 for tokens, count in TIMES.items()]
+    def shortest(tokens: int) -> float:
+        return min(call(tokens) for _ in range(TIMES[tokens])) * 1e6
+
+    def of_calls(_name: str) -> Sequence[float]:
+        call(FEW)  # the first of an arm finds another's in the caches
+        return [shortest(FEW)]
+
+    def of_tokens(name: str) -> Sequence[float]:
+        call(FEW)
+        times = [shortest(tokens) for tokens in TIMES]
         arms.flush[name]()
         return times
 
-    found = rounds(arms, number, measure, {"OpenLLMetry": 20, "OpenLIT": 4})
+    many = number * CALL_ROUNDS
+    calls = rounds(arms, many, of_calls, {"OpenLLMetry": 20 * CALL_ROUNDS, "OpenLIT": 4 * CALL_ROUNDS})
+    tokens = rounds(arms, number, of_tokens, {"OpenLLMetry": 20, "OpenLIT": 4})
     print(
         machine("transformers", "torch", "opentelemetry-sdk", "openlit", "opentelemetry-instrumentation-transformers")
     )
-    shapes = " and ".join(f"{count} calls of {tokens}" for tokens, count in TIMES.items())
-    print(f"{number} rounds of {shapes} tokens, of which the shortest counts; microseconds on the calling thread,")
-    print("median and calmest tenth of the rounds, each with its 95 % interval")
-    figures: dict[str, Callable[[Sequence[float]], float]] = {
-        f"per call of {FEW} token": lambda times: times[0],
-        "per further token": lambda times: (times[1] - times[0]) / (MANY - FEW),
-    }
-    for title, figure in figures.items():
-        print(f"\n{title}; without any it takes {cell([figure(times) for times in found[BARE].values()])}")
-        for name in arms.names:
-            if name != BARE:
-                both = pairs(found, name)
-                middle = cell([figure(ours) - figure(base) for ours, base in both])
-                print(f"  {name:26}{len(both):>6} rounds{middle:>30}{calm(both, figure):>30}")
+    print(
+        f"{many} rounds of {TIMES[FEW]} calls of {FEW} token, {number} that have {TIMES[MANY]} of {MANY} too, of which"
+    )
+    print("the shortest counts; microseconds on the calling thread, median and calmest tenth of the rounds, each with")
+    print("its 95 % interval")
+    show(calls, f"per call of {FEW} token", lambda times: times[0])
+    show(tokens, "per further token", lambda times: (times[1] - times[0]) / (MANY - FEW))
     for name, reason in arms.missing.items():
         print(f"{name}: not run here ({reason})")
 

@@ -28,7 +28,7 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.paired import BARE, Arms, Found, Patch, calm, cell, machine, pairs, rounds, with_peers
+from benchmarks.paired import BARE, Arms, Found, Patch, machine, rounds, show, with_peers
 
 REQUESTS, FEW, MANY = 64, 8, 64
 LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
@@ -313,17 +313,6 @@ def table(found: Found, label: str, at: int) -> None:
     print(f"\n{label}")
     for title, (figure, digits) in figures.items():
         show(found, title, figure, digits)
-
-
-def show(found: Found, title: str, figure: Callable[[Sequence[float]], float], digits: int) -> None:
-    """What each arm adds to the bare one."""
-    bare = [figure(times) for times in found[BARE].values()]
-    print(f"  {title}; without any it takes {cell(bare, digits)}")
-    for name in found:
-        if name != BARE:
-            both = pairs(found, name)
-            middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
-            print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calm(both, figure, digits):>26}")
 
 
 if __name__ == "__main__":
