@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from otel_llm import faults
+from otel_llm.pipeline.pace import Pace
 
 BATCH = 64
 """Waiting ones that wake the thread before its time."""
@@ -48,6 +48,7 @@ class Backlog(Generic[T]):
         self._lock = threading.Lock()  # of those that record; never waited for without end by the host's threads
         self._wake = threading.Event()
         self._closed = False
+        self._pace = Pace()
         threading.Thread(target=self._run, name="otel-llm-records", daemon=True).start()
 
     def put(self, told: T) -> None:
@@ -90,4 +91,4 @@ class Backlog(Generic[T]):
             self._wake.clear()
             while self._waiting:
                 self._work(FOREVER, _PIECE)
-                time.sleep(0.0002)
+                self._pace.nap(hurry=len(self._waiting) > FULL // 4)

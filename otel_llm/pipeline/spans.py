@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from opentelemetry.trace import (
 )
 
 from otel_llm import faults
+from otel_llm.pipeline.pace import Pace
 from otel_llm.span_data import SpanData
 
 BATCH = 56
@@ -86,6 +86,7 @@ class SpanQueue:
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._closed = False
+        self._pace = Pace()
         self.overflow = 0
         """Spans lost because the queue was full or closed."""
         self._thread = threading.Thread(target=self._run, name="otel-llm-spans", daemon=True)
@@ -150,7 +151,7 @@ class SpanQueue:
 
     def _breathe(self) -> None:
         if not self._closed:
-            time.sleep(0.0002)
+            self._pace.nap(hurry=len(self._waiting) > self._limit // 4)
 
 
 class DeferredSpans:
