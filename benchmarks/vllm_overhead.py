@@ -35,10 +35,10 @@ OTHERS = 3
 """What is not ours takes part in every so-manieth round: its differences are larger."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
-CALL_ROUNDS, TURNS = 4, 8
+CALL_ROUNDS, TURNS = 4, 12
 """Rounds of short calls, and calls in which arms take turns, for each round of the whole process."""
-LEAD, STRETCH, CHANGED = 16, 48, 2
-"""Steps before the first turn; of each, half a second in which what is kept is recorded; and of it, not measured."""
+LEAD, STRETCH, CHANGED = 16, 32, 2
+"""Steps before the first turn; of each, a third of a second; and of it, not measured."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 EMPTY, UNCOUNTED = "functions that do nothing", "statistics off"
@@ -177,16 +177,18 @@ def ddtrace() -> Callable[[], object]:
 
 class Turns:
     """
-    One call in which arms take turns, in random order.
+    One call in which arms take turns, in random order and then the other way round.
 
-    The machine's speed changes from second to second, and meets two turns of one
-    call nearly alike. Requests begin and end with otel-llm in place.
+    The machine's speed changes from second to second, and meets the turns of one
+    call nearly alike. Steps take longer the longer the texts are, which meets all
+    arms alike too. Requests begin and end with otel-llm in place.
     """
 
     def __init__(self, arms: Arms, names: Sequence[str], step: Callable[[], Any]) -> None:
-        self.found: dict[str, float] = {}
+        self.found = dict.fromkeys(names, 0.0)
         """Microseconds per output token of each."""
-        self._arms, self._order, self._step = arms, random.sample(names, len(names)), step
+        order = random.sample(names, len(names))
+        self._arms, self._order, self._step = arms, [*order, *reversed(order)], step
         self._steps, self._begun = -LEAD, 0.0
         self._in_place = ExitStack()
         self._put(OURS)
@@ -201,7 +203,7 @@ class Turns:
             now = time.thread_time()
             if turn:
                 name = self._order[turn - 1]
-                self.found[name] = (now - self._begun) * 1e6 / (STRETCH - CHANGED) / REQUESTS
+                self.found[name] += (now - self._begun) * 1e6 / (STRETCH - CHANGED) / REQUESTS / 2
                 self._arms.flush[name]()  # what was told is recorded now, not beside the next
             self._put([*self._order, OURS][turn])
         return self._step()
@@ -278,7 +280,7 @@ def run(url: str, number: int) -> None:
         for count in range(-2, number * TURNS):
             turns = Turns(arms, alike, engine.step)
             engine.step = turns.step
-            generate(REQUESTS, LEAD + STRETCH * len(alike) + CHANGED)
+            generate(REQUESTS, LEAD + 2 * STRETCH * len(alike) + CHANGED)
             del engine.step
             turns.over()
             arms.flush[OURS]()
