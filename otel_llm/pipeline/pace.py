@@ -8,7 +8,7 @@ from typing import Final
 _NAP: Final = 0.0002
 _LONG_NAP: Final = 0.01
 _LATE: Final = 0.001
-"""Seconds that the interpreter lets a thread wait for another that computes; a thread of ours holds it for less."""
+"""Seconds: who gets the interpreter back later than that has waited for a thread that computes; ours do so for less."""
 
 
 class Pace:
