@@ -1,5 +1,5 @@
 """
-What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 40]``.
+What instrumentations cost a real vLLM: ``python benchmarks/vllm_overhead.py [--peers FOLDER] [--rounds 30]``.
 
 CPU of the process that serves (the engine core is another one): of a request of
 few tokens, with others in its call, and alone in it, so that every
