@@ -8,7 +8,6 @@ stamps that they have seen; the result is a ``Timeline``, emitted once, as a
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +56,8 @@ class Recording(Draft):
     _outcome: Outcome
     _error_type: str | None
     _marks: dict[str, Any]
+    _wall_offset: int | None = None
+    """One for the request and its samples."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Recording(Draft):
 
     def sample(self, *, ended: int, **marks: Any) -> Timeline:
         """One of several samples of this request, as a timeline of its own."""
-        return Timeline(**self._fixed, ended=ended, **marks)
+        return Timeline(**self._fixed(), ended=ended, **marks)
 
     def close(self, outcome: Outcome, error_type: str | None, **marks: Any) -> None:
         """
@@ -96,17 +97,22 @@ class Recording(Draft):
 
     def make(self) -> Timeline:
         """See ``Draft``."""
-        found = {**self.late(), **self._marks}
-        ending = {"received": self.received, "outcome": self._outcome, "error_type": self._error_type}
-        return Timeline(**{**self._fixed, **ending, **merged(found.pop("samples", ())), **found})
+        found = {**self.late(), **self._marks}  # first: the rest may become known by it
+        fields = self._fixed()
+        fields |= {"received": self.received, "outcome": self._outcome, "error_type": self._error_type}
+        if samples := found.pop("samples", ()):
+            fields |= merged(samples)
+        fields |= found
+        return Timeline(**fields)
 
-    @functools.cached_property
     def _fixed(self) -> dict[str, Any]:
+        if self._wall_offset is None:
+            self._wall_offset = wall_offset()
         return {
             "engine": self.engine,
             "operation": self.operation,
             "model": self.model,
             "request_id": self.request_id,
             "context": self.context,
-            "wall_offset": wall_offset(),
+            "wall_offset": self._wall_offset,
         }

@@ -57,7 +57,7 @@ class Sample:
     def _read(self) -> None:
         events, self.events = self.events, ()
         for event in events:
-            self._event(event.type.name, round(event.timestamp * 1e9))
+            self._event(event.type._name_, round(event.timestamp * 1e9))  # ``name`` of an Enum is a Python call
 
     def _event(self, kind: str, at: int) -> None:
         if kind == "PREEMPTED":
@@ -113,12 +113,13 @@ class Sample:
         found: dict[str, AttributeValue] = sampling(self.state) if self.traced else {}
         if stamps.queued and stamps.scheduled:
             found["otel_llm.engine.queue_time"] = (stamps.scheduled - stamps.queued) / 1e9
-        ready = nanoseconds(received(self.headers, GRAMMAR_READY))
-        if stamps.queued and stamps.scheduled and ready:  # it may become ready during the call that schedules
-            found["otel_llm.engine.grammar_wait"] = max(min(ready, stamps.scheduled) - stamps.queued, 0) / 1e9
-        transfer = received(self.headers, KV_TRANSFER)
-        if transfer is not None:
-            found["otel_llm.engine.kv_transfer_wait"] = transfer
+        if self.headers:
+            ready = nanoseconds(received(self.headers, GRAMMAR_READY))
+            if stamps.queued and stamps.scheduled and ready:  # it may become ready during the call that schedules
+                found["otel_llm.engine.grammar_wait"] = max(min(ready, stamps.scheduled) - stamps.queued, 0) / 1e9
+            transfer = received(self.headers, KV_TRANSFER)
+            if transfer is not None:
+                found["otel_llm.engine.kv_transfer_wait"] = transfer
         if self.input_wait:
             found["otel_llm.engine.input_wait"] = self.input_wait / 1e9
         drafts = getattr(self.state, "spec_decode_metrics", None)

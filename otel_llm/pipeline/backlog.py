@@ -27,7 +27,7 @@ FULL = 1024
 _SECONDS = 0.5
 """Longest time that the thread lets them wait."""
 
-_PIECE = 8
+_PIECE = 16
 """Recorded ones after which the thread lets others run; the interpreter alone would let them wait 5 ms."""
 
 _PATIENCE = 0.001

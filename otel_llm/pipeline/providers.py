@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -51,21 +52,25 @@ def sdk_disabled() -> bool:
     return os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
 
 
-class UrandomIds(IdGenerator):
+class OwnIds(IdGenerator):
     """
-    Ids from the system's entropy.
+    Ids of a generator that the system's entropy has seeded, once for each pipeline and so for each process.
 
     vLLM and transformers seed the ``random`` module, which the SDK's generator
-    uses: its ids would repeat between processes.
+    uses: its ids would repeat between processes. Entropy for each id would be a
+    system call, which gives the interpreter away.
     """
+
+    def __init__(self) -> None:
+        self._bits = random.Random().getrandbits
 
     def generate_span_id(self) -> int:
         """64 random bits, not zero."""
-        return int.from_bytes(os.urandom(8), "big") or 1
+        return self._bits(64) or 1
 
     def generate_trace_id(self) -> int:
         """128 random bits, not zero."""
-        return int.from_bytes(os.urandom(16), "big") or 1
+        return self._bits(128) or 1
 
 
 class _Reader(PeriodicExportingMetricReader):
@@ -109,7 +114,7 @@ class Pipeline:
         found = self._load("traces")
         if not found:
             return None
-        provider = TracerProvider(resource=resource, id_generator=UrandomIds(), shutdown_on_exit=False)
+        provider = TracerProvider(resource=resource, id_generator=OwnIds(), shutdown_on_exit=False)
         # Around the one of OTEL_TRACES_SAMPLER, which only the provider knows how to make.
         provider.sampler = self.loss.sampler = CappedSampler(provider.sampler, self._sampled_per_second)
         spans = DeferredSpanMakers(provider, [SpanOutlet(exporter, provider, self.loss.spans) for exporter in found])

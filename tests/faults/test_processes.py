@@ -451,7 +451,7 @@ def test_what_is_not_delivered_in_time_is_said(exporters: dict[str, str], late: 
 
 
 def test_ids_do_not_repeat_where_random_is_seeded(receiver: Receiver) -> None:
-    """Seen to fail without UrandomIds: both processes sent the same trace id, and the service's sequence moved on."""
+    """Seen to fail without OwnIds: both processes sent the same trace id, and the service's sequence moved on."""
     program = "import random\nrandom.seed(0)\notel_llm.instrument()\none()\nprint(random.random())"
     with futures.ThreadPoolExecutor() as pool:
         outputs = list(pool.map(lambda _: finish(start(program, receiver.url))[0], range(2)))
