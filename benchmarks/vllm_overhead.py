@@ -35,10 +35,10 @@ OTHERS = 3
 """What is not ours takes part in every so-manieth round: its differences are larger."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
-CALL_ROUNDS, TURNS = 4, 12
+CALL_ROUNDS, TURNS = 4, 6
 """Rounds of short calls, and calls in which arms take turns, for each round of the whole process."""
-LEAD, STRETCH, CHANGED = 16, 32, 2
-"""Steps before the first turn; of each, a third of a second; and of it, not measured."""
+LEAD, STRETCH, CHANGED = 16, 64, 2
+"""Steps before the first turn; of each, longer than the half second after which they are recorded; and of it, not measured."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 EMPTY, UNCOUNTED = "functions that do nothing", "statistics off"
@@ -234,7 +234,7 @@ def run(url: str, number: int) -> None:
     arms.alias(OURS_1, OURS)
     with arms.switched_on(OURS):
         llm = LLM(
-            model=str(model), enforce_eager=True, dtype="float32", max_model_len=512, block_size=32,
+            model=str(model), enforce_eager=True, dtype="float32", max_model_len=1024, block_size=32,
             disable_log_stats=False, otlp_traces_endpoint=f"{url}/v1/traces", enable_prefix_caching=False,
         )  # fmt: skip
     arms.add(EMPTY, nothing, empty_patches)
