@@ -38,7 +38,7 @@ SETTLING = 16
 CALL_ROUNDS, TURNS = 4, 6
 """Rounds of short calls, and calls in which arms take turns, for each round of the whole process."""
 LEAD, STRETCH, CHANGED = 16, 64, 2
-"""Steps before the first turn; of each, longer than the half second after which they are recorded; and of it, not measured."""
+"""Steps before the first turn; of each, longer than steps wait to be recorded; and of it, not measured."""
 PROMPT = "A request waits in the queue until the scheduler admits it to a batch"
 OURS, OURS_1 = "otel-llm, 100 % sampled", "otel-llm, 1 % sampled"
 EMPTY, UNCOUNTED = "functions that do nothing", "statistics off"
