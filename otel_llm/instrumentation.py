@@ -61,6 +61,7 @@ class _Active:
         self._applications = context.application_tracer_provider, context.application_meter_provider
         self.traced: Callable[[], bool] = context.traced_by_application if tracer_provider is None else bool
         """Whether the application has set a tracer provider that counts: soon asked, at every request."""
+        self._metered: Callable[[], bool] = context.metered_by_application if meter_provider is None else bool
 
     def build(self) -> _Live:
         from otel_llm.pipeline.providers import Pipeline, sdk_disabled
@@ -89,12 +90,8 @@ class _Active:
         return _Live(recorder, take, pipeline, settled=not missing)
 
     def follows(self) -> tuple[bool, bool]:
-        """Whether spans, and whether metrics, go to a provider that the application has set."""
-        tracers, meters = self._applications
-        return (
-            self.tracer_provider is None and tracers() is not None,
-            self.meter_provider is None and meters() is not None,
-        )
+        """Whether spans, and whether metrics, go to a provider that the application has set; after ``build``."""
+        return self.traced(), self._metered()
 
 
 _STATUS_SECONDS: Final = 0.2

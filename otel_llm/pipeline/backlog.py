@@ -9,8 +9,9 @@ time. Whoever collects, flushes or closes drains first: nothing is late for it.
 
 from __future__ import annotations
 
-import sys
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -27,8 +28,8 @@ FULL = 1024
 _SECONDS = 0.5
 """Longest time that the thread lets them wait."""
 
-_PIECE = 16
-"""Recorded ones after which the thread lets others run; the interpreter alone would let them wait 5 ms."""
+_PIECE = 0.001
+"""Seconds of recording after which the thread lets others run; the interpreter alone would let them wait 5 ms."""
 
 _PATIENCE = 0.001
 """Longest time, in seconds, that whoever finds it full waits for one who records a piece."""
@@ -72,14 +73,17 @@ class Backlog(Generic[T]):
         self._wake.set()
         self._work(FOREVER)
 
-    def _work(self, patience: float, most: int = sys.maxsize) -> None:
+    def _work(self, patience: float, seconds: float = math.inf) -> None:
         while self._lock.acquire(timeout=patience):
             try:
-                for _ in range(min(len(self._waiting), most)):
+                enough = time.monotonic() + seconds
+                for _ in range(len(self._waiting)):
                     try:
                         self._record(self._waiting.popleft())
                     except Exception as error:
                         faults.swallow("emit", error)
+                    if time.monotonic() > enough:
+                        break
             finally:
                 self._lock.release()
             if not (self._closed and self._waiting):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
@@ -21,6 +21,8 @@ _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _current: Final[Callable[[], Context]] = getattr(
     getattr(otel_context, "_RUNTIME_CONTEXT", None), "get_current", otel_context.get_current
 )
+# Where the API keeps the meter provider that was set, not a public name either.
+_METERS: Final[Any] = getattr(metrics, "_internal", None)
 _LONGEST_PARENT: Final = 512
 _LONGEST_STATE: Final = 8192
 _MOST_MEMBERS: Final = 32
@@ -104,6 +106,14 @@ def traced_by_application() -> bool:
         return trace._TRACER_PROVIDER is not None
     except AttributeError:  # not a public name: a proxy knows as well
         return not isinstance(_UNTIL_SET.get_tracer("otel_llm"), trace.ProxyTracer)
+
+
+def metered_by_application() -> bool:
+    """Whether the service has set a meter provider, without that look."""
+    try:
+        return _METERS._METER_PROVIDER is not None
+    except AttributeError:
+        return application_meter_provider() is not None
 
 
 def application_tracer_provider() -> trace.TracerProvider | None:

@@ -114,6 +114,27 @@ def test_no_more_wait_than_that_although_they_come_faster_than_they_are_recorded
     assert most < 2 * backlog.FULL
 
 
+@pytest.mark.parametrize(("each", "piece"), [(0.0, 100), (2**-13, 9), (2**-6, 1)])
+def test_the_thread_lets_others_run_after_a_piece(each: float, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long one takes. Seen to fail with pieces of a fixed number."""
+    monkeypatch.setattr(Backlog, "_run", lambda _: None)
+    now, pieces = 0.0, [0]
+    monkeypatch.setattr(backlog.time, "monotonic", lambda: now)
+
+    def record(_: int) -> None:
+        nonlocal now
+        now += each
+        pieces[-1] += 1
+
+    made = Backlog(record)
+    for number in range(100):
+        made.put(number)
+    while made._waiting:
+        made._work(FOREVER, backlog._PIECE)
+        pieces.append(0)
+    assert pieces == [piece] * (100 // piece) + ([100 % piece] if 100 % piece else []) + [0]
+
+
 def test_what_is_told_after_the_end_is_recorded_at_once(lazy: Backlog[int], slow: Slow) -> None:
     lazy.put(1)
     lazy.close()
@@ -156,6 +177,7 @@ def test_a_finaliser_may_tell_while_its_own_thread_records(closed: bool, monkeyp
     for number in range(4):
         made.put(number)
     made.drain(FOREVER)
+    made.drain(FOREVER)  # what was told during the first
     assert sorted(seen) == [0, 1, 2, 3, 10, 11, 12, 13]
 
 
