@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from otel_llm import faults
 from otel_llm.pipeline.pace import Pace
 
-BATCH = 64
+BATCH = 256
 """Waiting ones that wake the thread before its time."""
 
 FULL = 1024
