@@ -20,7 +20,7 @@ from otel_llm import faults
 from otel_llm.pipeline.pace import Pace
 
 BATCH = 256
-"""Waiting ones that wake the thread before its time."""
+"""Waiting ones that wake the thread before its time, and that it does not dawdle with."""
 
 FULL = 1024
 """Waiting ones from which on whoever appends records a piece of them too: nothing is left out, and few more wait."""
@@ -95,4 +95,4 @@ class Backlog(Generic[T]):
             self._wake.clear()
             while self._waiting:
                 self._work(FOREVER, _PIECE)
-                self._pace.nap(hurry=len(self._waiting) > FULL // 4)
+                self._pace.nap(hurry=len(self._waiting) > BATCH)
