@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_llm.engines._vllm_clock import Stamps, anchored
 from otel_llm.engines._vllm_tracing import sampling
-from otel_llm.engines._vllm_waits import GRAMMAR_READY, KV_TRANSFER, received
+from otel_llm.engines._vllm_waits import waits
 from otel_llm.timeline import AttributeValue, Timeline, nanoseconds
 
 if TYPE_CHECKING:
@@ -114,12 +114,7 @@ class Sample:
         if stamps.queued and stamps.scheduled:
             found["otel_llm.engine.queue_time"] = (stamps.scheduled - stamps.queued) / 1e9
         if self.headers:
-            ready = nanoseconds(received(self.headers, GRAMMAR_READY))
-            if stamps.queued and stamps.scheduled and ready:  # it may become ready during the call that schedules
-                found["otel_llm.engine.grammar_wait"] = max(min(ready, stamps.scheduled) - stamps.queued, 0) / 1e9
-            transfer = received(self.headers, KV_TRANSFER)
-            if transfer is not None:
-                found["otel_llm.engine.kv_transfer_wait"] = transfer
+            found.update(waits(self.headers, stamps.queued, stamps.scheduled, again=self.preemptions > 0))
         if self.input_wait:
             found["otel_llm.engine.input_wait"] = self.input_wait / 1e9
         drafts = getattr(self.state, "spec_decode_metrics", None)

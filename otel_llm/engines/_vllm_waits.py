@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final
 
 from otel_llm.patching import Call, Hook, Probe, Returned, argument
@@ -41,6 +41,27 @@ def received(headers: Any, key: str) -> float | None:
     except (KeyError, ValueError):
         return None
     return seconds if 0 <= seconds < LONGEST else None
+
+
+def waits(headers: Mapping[str, str], queued: int | None, scheduled: int | None, *, again: bool) -> dict[str, float]:
+    """
+    The waits by attribute, in seconds, of what the engine core said and stamped.
+
+    A wait is seen to end during the call that schedules, whose begin is the
+    stamp, so it is cut there: it is a part of the queue time. Whoever was
+    preempted may have waited ``again``, after it was first scheduled.
+    """
+    found = {}
+    ready, transfer = received(headers, GRAMMAR_READY), received(headers, KV_TRANSFER)
+    if queued and scheduled:
+        queue = (scheduled - queued) / 1e9
+        if ready:
+            found["otel_llm.engine.grammar_wait"] = max(min(ready - queued / 1e9, queue), 0.0)
+        if transfer is not None and not again:
+            transfer = min(transfer, queue)
+    if transfer is not None:
+        found["otel_llm.engine.kv_transfer_wait"] = transfer
+    return found
 
 
 def hooks(probe: Probe) -> tuple[Hook, ...]:
