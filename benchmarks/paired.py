@@ -9,6 +9,7 @@ meets all of them alike.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import random
@@ -23,6 +24,8 @@ from typing import Any
 
 BARE = "uninstrumented"
 RESAMPLED = 2000
+BLOCKS, LONG_ENOUGH, FEWEST = 10, 6, 4
+"""How many times the least of some rounds is taken; of so many rounds at least; and how often for an interval."""
 
 _SINK = """
 import http.server, sys
@@ -190,6 +193,24 @@ def _tenth(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=10)[0]
 
 
+def least(measured: Sequence[Pair], figure: Callable[[Sequence[float]], float], digits: int = 1) -> str:
+    """
+    What the least of some rounds in a row differs by, as the budgets are stated, of several such blocks.
+
+    With too few blocks for an interval it is that of all rounds.
+    """
+
+    def difference(some: Sequence[Pair]) -> float:
+        ours, bare = ([min(values) for values in zip(*each, strict=True)] for each in zip(*some, strict=True))
+        return figure(ours) - figure(bare)
+
+    blocks = min(BLOCKS, len(measured) // LONG_ENOUGH)
+    if blocks < FEWEST:
+        return f"{difference(measured):.{digits}f}"
+    cuts = [len(measured) * count // blocks for count in range(blocks + 1)]
+    return cell([difference(measured[begin:end]) for begin, end in itertools.pairwise(cuts)], digits)
+
+
 def cell(values: Sequence[float], digits: int = 1) -> str:
     """As it stands in a table: median [low, high]."""
     middle, low, high = interval(values)
@@ -197,14 +218,15 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
 
 
 def show(found: Found, title: str, figure: Callable[[Sequence[float]], float], digits: int = 1) -> None:
-    """Print what each arm adds to the bare one: median of the pairs, and calmest tenth."""
+    """Print what each arm adds to the bare one: median of the pairs, calmest tenth, and least."""
     bare = [figure(times) for times in found[BARE].values()]
     print(f"  {title}; without any it takes {cell(bare, digits)}")
     for name in found:
         if name != BARE:
             both = pairs(found, name)
             middle = cell([figure(ours) - figure(base) for ours, base in both], digits)
-            print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calm(both, figure, digits):>26}")
+            calmest, lowest = calm(both, figure, digits), least(both, figure, digits)
+            print(f"    {name:26}{len(both):>4} rounds{middle:>26}{calmest:>26}{lowest:>26}")
 
 
 def with_peers(run: Callable[[str, int], None], description: str | None, usual_rounds: int) -> None:

