@@ -107,7 +107,9 @@ def run(url: str, number: int) -> None:
     print(
         f"{many} rounds of {TIMES[FEW]} calls of {FEW} token, {number} that have {TIMES[MANY]} of {MANY} too, of which"
     )
-    print("the shortest counts; microseconds on the calling thread, median, calmest tenth and least of the rounds, each")
+    print(
+        "the shortest counts; microseconds on the calling thread, median, calmest tenth and least of the rounds, each"
+    )
     print("with its 95 % interval")
     show(calls, f"per call of {FEW} token", lambda times: times[0])
     show(tokens, "per further token", lambda times: (times[1] - times[0]) / (MANY - FEW))
