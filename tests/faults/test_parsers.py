@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from otel_llm import pairing, sse
 from otel_llm.report import otlp
@@ -34,19 +36,52 @@ def test_comments(events: bytes) -> None:
     checks.comment(events)
 
 
-@given(values, values, values, values)
+durations = some.integers(0, 1 << 40) | some.integers() | some.booleans() | some.floats()
+
+
+@settings(max_examples=1000)
+@given(
+    some.dictionaries(some.sampled_from(PHASES), some.integers(0, 1 << 40), min_size=1)
+    | some.dictionaries(some.sampled_from(PHASES), durations, min_size=1)
+    | values,
+    some.text() | some.none() | some.integers() | values,
+    durations | some.none(),
+    some.just(0) | durations,
+)
 def test_comments_that_are_json(phases: Any, engine: Any, stamp: Any, stall: Any) -> None:
+    """Seen to fail with each of the looks of _believed and _time taken out."""
     content = {"v": 1, "phases": phases, "engine": engine, "first_body": stamp, "peer_stall": stall}
     checks.comment(pairing.MARK + json.dumps(content).encode() + b"\n\n")
 
 
-@given(some.text() | some.from_regex(r"otel-llm;desc=\w+;dur=[0-9.e]+(, [a-z-]+;dur=[0-9]{1,14}\.[0-9]{1,7})*"))
+metrics = some.builds(
+    "{}{};dur={}".format,
+    some.sampled_from(("otel-llm", *PHASES)) | some.text(),
+    some.sampled_from(("", ";desc=vllm")) | some.text(),
+    some.sampled_from(("0.000001", "12.500000", f"{10**12 - 1}.000000"))
+    | some.from_regex(r"[0-9]{1,14}\.[0-9]{6}", fullmatch=True)
+    | some.text(),
+)
+
+
+total = some.just("otel-llm;desc=vllm;dur=0.000001") | metrics
+
+
+@settings(max_examples=1000)
+@given(some.text() | some.tuples(total, metrics, metrics).map(", ".join))
 def test_headers(value: str) -> None:
+    """Seen to fail without the look at the engine, and without _LARGEST: more nanoseconds than a client can add up."""
     checks.header(value)
 
 
-@given(some.binary() | values.map(lambda value: b"data: " + json.dumps(value).encode()))
+@given(
+    some.binary()
+    | some.binary().map(lambda junk: b"data: " + junk)
+    | values.map(lambda value: b"data: " + json.dumps(value).encode())
+    | values.map(lambda value: b"data: " + json.dumps({"choices": [value]}).encode())
+)
 def test_events(events: bytes) -> None:
+    """Seen to fail without the ``except`` around json.loads, and without each of the looks at what is a dict."""
     checks.event(events)
 
 
@@ -69,14 +104,18 @@ def test_a_model_is_named_as_json_writes_it(name: str, prompt: Any) -> None:
     checks.named_model(name, prompt)
 
 
-@given(some.binary(max_size=300).map(lambda junk: b'{"model":"' + junk))
+@given(
+    some.binary(max_size=300).flatmap(lambda junk: some.sampled_from((b'{"model":"' + junk, b'{"model":"%b"' % junk)))
+)
 def test_a_model_in_what_is_no_json(body: bytes) -> None:
+    """Seen to fail without the ``except`` around json.loads: a control character in a name."""
     checks.request_body(body)
     checks.request_body(body.decode("utf-8", "surrogateescape"))
 
 
 @given(some.text(alphabet=some.characters(max_codepoint=255)), some.text(alphabet=some.characters(max_codepoint=255)))
 def test_trace_headers(traceparent: str, tracestate: str) -> None:
+    """Seen to fail with the propagator alone, which follows and logs what no header can hold."""
     checks.trace_headers(traceparent, tracestate)
 
 
@@ -103,8 +142,34 @@ def test_a_trace_state_that_cannot_be_used_is_in_no_log(
     assert caplog.records == []
 
 
-@given(some.binary(max_size=400))
+def pair(value: some.SearchStrategy[AnyValue]) -> some.SearchStrategy[KeyValue]:
+    return some.builds(KeyValue, key=some.sampled_from(("service.instance.id", "otel_llm.phase")), value=value)
+
+
+any_value = some.recursive(
+    some.builds(AnyValue)
+    | some.builds(AnyValue, int_value=some.integers(-(1 << 63), (1 << 63) - 1))
+    | some.builds(AnyValue, double_value=some.floats())
+    | some.builds(AnyValue, bytes_value=some.binary()),
+    lambda inner: (
+        some.builds(AnyValue, array_value=some.builds(ArrayValue, values=some.lists(inner, max_size=3)))
+        | some.builds(AnyValue, kvlist_value=some.builds(KeyValueList, values=some.lists(pair(inner), max_size=3)))
+    ),
+    max_leaves=6,
+)
+
+
+def as_traces(attributes: list[KeyValue]) -> bytes:
+    message = ExportTraceServiceRequest()
+    resource = message.resource_spans.add()
+    resource.resource.attributes.extend(attributes)
+    resource.scope_spans.add().spans.add().attributes.extend(attributes)
+    return message.SerializeToString()
+
+
+@given(some.binary(max_size=400) | some.lists(pair(any_value), max_size=3).map(as_traces))
 def test_messages(body: bytes) -> None:
+    """Seen to fail without the look at the kind of a value, which may be none."""
     checks.message(body)
 
 
@@ -132,7 +197,15 @@ spans = some.builds(
     name=some.text(),
     start=some.integers(0, 2**64 - 1),
     end=some.integers(0, 2**64 - 1),
-    attributes=some.dictionaries(keys, plain | some.sampled_from(PHASES)),
+    attributes=some.dictionaries(keys, plain | some.sampled_from(PHASES))
+    | some.fixed_dictionaries(
+        {
+            "otel_llm.outcome": some.just("ok"),
+            "gen_ai.usage.output_tokens": plain,
+            "gen_ai.latency.time_to_first_token": plain,
+        }
+    )
+    | some.fixed_dictionaries({"otel_llm.phase": some.sampled_from(PHASES)}),
     failed=some.booleans(),
     process=some.just(""),
 )
@@ -141,7 +214,11 @@ spans = some.builds(
 @settings(max_examples=60, deadline=None)
 @given(some.lists(spans, max_size=6))
 def test_spans_of_a_report(found: list[otlp.Span]) -> None:
-    """Attributes of any type, times in any order, parents in a circle: a report is made all the same."""
+    """
+    Attributes of any type, times in any order, parents in a circle: a report is made all the same.
+
+    Seen to fail without the look at what is a number, and without that at what is a count.
+    """
     checks.request_parts(found)
 
 

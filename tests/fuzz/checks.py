@@ -498,6 +498,8 @@ def request_parts(spans: Sequence[otlp.Span]) -> list[Request]:
     found = requests(spans)
     for request in found:
         assert isinstance(request.duration, int)
+        counts = (request.prompt_tokens, request.cached_tokens, request.output_tokens)
+        assert all(count is None or isinstance(count, int) for count in counts)
         assert request.time_per_output_token is None or request.output_tokens
     return found
 
