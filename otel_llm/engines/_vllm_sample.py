@@ -111,10 +111,12 @@ class Sample:
 
     def _attributes(self, stamps: Stamps, moved: bool) -> dict[str, AttributeValue]:
         found: dict[str, AttributeValue] = sampling(self.state) if self.traced else {}
-        if stamps.queued and stamps.scheduled:
-            found["otel_llm.engine.queue_time"] = (stamps.scheduled - stamps.queued) / 1e9
+        queued, scheduled = stamps.queued or 0, stamps.scheduled or 0
+        queue = (scheduled - queued) / 1e9 if 0 < queued <= scheduled else None
+        if queue is not None:
+            found["otel_llm.engine.queue_time"] = queue
         if self.headers:
-            found.update(waits(self.headers, stamps.queued, stamps.scheduled, again=self.preemptions > 0))
+            found.update(waits(self.headers, queued, queue, again=self.preemptions > 0))
         if self.input_wait:
             found["otel_llm.engine.input_wait"] = self.input_wait / 1e9
         drafts = getattr(self.state, "spec_decode_metrics", None)

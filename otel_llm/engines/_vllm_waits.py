@@ -43,23 +43,23 @@ def received(headers: Any, key: str) -> float | None:
     return seconds if 0 <= seconds < LONGEST else None
 
 
-def waits(headers: Mapping[str, str], queued: int | None, scheduled: int | None, *, again: bool) -> dict[str, float]:
+def waits(headers: Mapping[str, str], queued: int, queue: float | None, *, again: bool) -> dict[str, float]:
     """
-    The waits by attribute, in seconds, of what the engine core said and stamped.
+    The waits by attribute, in seconds, of what the engine core said.
 
-    A wait is seen to end during the call that schedules, whose begin is the
-    stamp, so it is cut there: it is a part of the queue time. Whoever was
-    preempted may have waited ``again``, after it was first scheduled.
+    ``queued`` is its stamp in nanoseconds, 0 if there is none, and ``queue``
+    its queue time in seconds, None if unknown. A wait is seen to end during the
+    call that schedules, whose begin is the stamp, so it is cut there: it is a
+    part of the queue time. Whoever was preempted may have waited ``again``,
+    after it was first scheduled.
     """
     found = {}
     ready, transfer = received(headers, GRAMMAR_READY), received(headers, KV_TRANSFER)
-    if queued and scheduled:
-        queue = (scheduled - queued) / 1e9
-        if ready:
-            found["otel_llm.engine.grammar_wait"] = max(min(ready - queued / 1e9, queue), 0.0)
-        if transfer is not None and not again:
-            transfer = min(transfer, queue)
+    if ready and queue is not None:
+        found["otel_llm.engine.grammar_wait"] = max(min(ready - queued / 1e9, queue), 0.0)
     if transfer is not None:
+        if queue is not None and not again:
+            transfer = min(transfer, queue)
         found["otel_llm.engine.kv_transfer_wait"] = transfer
     return found
 

@@ -79,7 +79,8 @@ def nothing_swallowed() -> Iterator[None]:
 
 def sane(timing: pairing.ServerTiming | None) -> bool:
     return timing is None or (
-        set(timing.phases) <= {*PHASES, UNSPLIT}
+        0 < len(timing.phases)
+        and set(timing.phases) <= {*PHASES, UNSPLIT}
         and all(type(value) is int and 0 <= value < 1 << 53 for value in timing.phases.values())
         and all(stamp is None or 0 <= stamp <= timing.total for stamp in (timing.first_body, timing.first_token))
         and 0 <= timing.peer_stall <= timing.phases.get("network", 0)
