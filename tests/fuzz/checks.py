@@ -79,7 +79,7 @@ def nothing_swallowed() -> Iterator[None]:
 
 def sane(timing: pairing.ServerTiming | None) -> bool:
     return timing is None or (
-        0 < len(timing.phases)
+        len(timing.phases) > 0
         and set(timing.phases) <= {*PHASES, UNSPLIT}
         and all(type(value) is int and 0 <= value < 1 << 53 for value in timing.phases.values())
         and all(stamp is None or 0 <= stamp <= timing.total for stamp in (timing.first_body, timing.first_token))
